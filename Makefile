@@ -1,0 +1,42 @@
+# `make` alone explains itself.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/installed-from-requirements.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help repro test
+
+help:
+	@echo 'make repro   run the whole benchmark: train, merge, generate, score, write results/ (does only what is missing)'
+	@echo 'make test    lint, check types and run the tests'
+	@echo 'Both first set up .venv from requirements.lock if that is needed; PYTHON=... chooses the interpreter (now $(PYTHON)).'
+
+# The stamp holds the lock file that was installed: a newer date with the same content (a fresh checkout) installs nothing.
+$(STAMP): requirements.lock pyproject.toml
+	@if cmp -s requirements.lock $@; then touch $@; else $(MAKE) --no-print-directory setup; fi
+
+.PHONY: setup
+setup:
+	@command -v $(PYTHON) >/dev/null || { echo 'error: $(PYTHON) not found: install Python 3.11, or name one with make PYTHON=...'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo 'error: requirements.lock is for Python 3.11, $(PYTHON) is another'; exit 1; }
+	@echo 'Setting up .venv from requirements.lock (about 3 GB the first time) ...'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@cp requirements.lock $(STAMP)
+	@echo 'Environment ready.'
+
+repro: $(STAMP)
+	@echo 'Reproducing the benchmark (dvc repro): stages whose inputs did not change are skipped.'
+	@$(BIN)/python -m stages.check
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+	@echo 'Results: results/*/tables and results/*/figures; numbers: $(BIN)/dvc metrics show'
+
+test: $(STAMP)
+	@echo 'Linting (ruff) ...'
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo 'Checking types (mypy) ...'
+	@$(BIN)/mypy
+	@echo 'Running the tests (pytest) ...'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest

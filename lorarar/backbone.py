@@ -1,0 +1,262 @@
+"""A base model: any folder of diffusers' `StableDiffusionXLPipeline`, be it SDXL, KOALA or pocket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_log
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers.utils import logging as transformers_log
+
+from lorarar.adapter import Adapter
+from lorarar.errors import UserError
+
+
+def best_dtype() -> tuple[torch.dtype, str]:
+    """The dtype to compute in on this machine, and why."""
+    if torch.cuda.is_available():
+        return torch.bfloat16, "CUDA device"
+    for flag in ("amx_bf16", "avx512_bf16"):
+        if torch.cpu.get_capabilities().get(flag):
+            return torch.bfloat16, f"CPU multiplies bfloat16 matrices in hardware ({flag})"
+    return torch.float32, "CPU has no bfloat16 matrix instructions"
+
+
+def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    """uint8 pictures (H, W, 3) of one size -> float32 (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(pixels: Tensor) -> list[np.ndarray]:
+    """(N, 3, H, W) in [-1, 1] -> uint8 pictures (H, W, 3)."""
+    rounded = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return list(rounded.permute(0, 2, 3, 1).cpu().numpy())
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet knows of B prompts."""
+
+    embeds: Tensor  # (B, T, D): hidden states of both text encoders
+    pooled: Tensor  # (B, P): projection of the second one
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def __getitem__(self, rows: Any) -> Conditioning:
+        """Some rows: a slice, a list or a tensor of indices."""
+        return Conditioning(self.embeds[rows], self.pooled[rows])
+
+    def __add__(self, other: Conditioning) -> Conditioning:
+        """The rows of both, one after the other."""
+        return Conditioning(torch.cat([self.embeds, other.embeds]), torch.cat([self.pooled, other.pooled]))
+
+
+class Backbone:
+    """A frozen base model and what can be asked of it. Latents are float32, of about unit spread."""
+
+    def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:
+        self.pipeline = pipeline
+        self.unet, self.vae = pipeline.unet, pipeline.vae
+        # Kept, since diffusers looks through all parameters each time it is asked.
+        self.dtype, self.device = pipeline.unet.dtype, pipeline.unet.device
+        for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
+            module.requires_grad_(False).eval()
+        # Samplers such as Euler add noise in units of their own; UNets are trained with DDPM's.
+        self._forward_process = DDPMScheduler.from_config(pipeline.scheduler.config)
+
+    @classmethod
+    def load(cls, folder: Path | str, dtype: torch.dtype | None = None) -> Backbone:
+        """Load a pipeline folder.
+
+        Parameters
+        ----------
+        dtype
+            Of the UNet and text encoders, whatever is on disk; None is `best_dtype()`. The VAE's is float32.
+
+        Raises
+        ------
+        UserError
+            A file of weights is missing or damaged; the message names it.
+        """
+        folder, dtype = Path(folder), dtype or best_dtype()[0]
+        half = _check_files(folder)
+        try:
+            with _no_progress_bars():
+                pipeline = StableDiffusionXLPipeline.from_pretrained(
+                    folder,
+                    dtype={"vae": torch.float32, "default": dtype},
+                    variant="fp16" if half else None,
+                    add_watermarker=False,
+                    local_files_only=True,
+                )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"{folder}: not a StableDiffusionXLPipeline folder ({reason}); fetch or make it again"
+            ) from error
+        return cls(pipeline.to("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def training_timesteps(self) -> int:
+        """Timesteps of the forward process."""
+        return self._forward_process.config.num_train_timesteps
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one image at the model's own size."""
+        size = self.unet.config.sample_size
+        return self.unet.config.in_channels, size, size
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """Encode prompts by both text encoders, one row for each."""
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            prompts, device=self.device, do_classifier_free_guidance=False
+        )
+        return Conditioning(embeds, pooled)
+
+    @torch.no_grad()
+    def encode_nothing(self) -> Conditioning:
+        """One row: the unconditional side of classifier-free guidance, as this pipeline defines it."""
+        _, embeds, _, pooled = self.pipeline.encode_prompt("", device=self.device, do_classifier_free_guidance=True)
+        return Conditioning(embeds, pooled)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] -> normalised latents (B, C, h, w): the posterior's mode."""
+        images = images.to(self.device, self.vae.dtype)
+        # One by one, as the VAE takes far more memory than anything else here.
+        latents = torch.cat([self.vae.encode(image).latent_dist.mode() for image in images.split(1)])
+        mean, std = self._latent_statistics
+        return ((latents - mean) / std).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) -> pictures (B, 3, H, W), about in [-1, 1]."""
+        mean, std = self._latent_statistics
+        return self.vae.decode((latents.to(self.device) * std + mean).to(self.vae.dtype)).sample.float()
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's output (B, C, h, w) in float32, for latents (B, C, h, w) at timesteps (B,) or one."""
+        height, width = (size * self.pipeline.vae_scale_factor for size in latents.shape[-2:])
+        time_ids = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=self.dtype)
+        added = {
+            "text_embeds": conditioning.pooled.to(self.dtype),
+            "time_ids": time_ids.expand(len(latents), 6),
+        }
+        return self.unet(
+            latents.to(self.dtype),
+            timesteps,
+            encoder_hidden_states=conditioning.embeds.to(self.dtype),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0].float()
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The forward process: latents as they are at timesteps (B,)."""
+        return self._forward_process.add_noise(latents, noise, timesteps)
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the UNet should predict, by the scheduler's `prediction_type`: the noise, or the velocity."""
+        if self._forward_process.config.prediction_type == "v_prediction":
+            return self._forward_process.get_velocity(latents, noise, timesteps)
+        return noise
+
+    @contextmanager
+    def applied(self, adapter: Adapter) -> Iterator[None]:
+        """Within the block the UNet computes with W + up @ down; gradients reach the factors.
+
+        The update is a product of its own, x down^T up^T: added to bfloat16 weights most of it would be
+        rounded away.
+
+        Raises
+        ------
+        UserError
+            The adapter was made for another base model.
+        """
+        modules = dict(self.unet.named_modules())
+        with ExitStack() as hooks:
+            for path, (down, up) in adapter.layers.items():
+                module = modules.get(path)
+                if not isinstance(module, nn.Linear):
+                    raise UserError(f"the base model has no linear layer {path}: use an adapter made for it")
+                if (module.out_features, module.in_features) != (up.shape[0], down.shape[1]):
+                    shape = f"{module.out_features} x {module.in_features}"
+                    raise UserError(
+                        f"layer {path} is {shape} in the base model but {up.shape[0]} x {down.shape[1]} "
+                        "in the adapter: use an adapter made for this base"
+                    )
+                hooks.callback(module.register_forward_hook(_adds(self._cast(down), self._cast(up))).remove)
+            yield
+
+    def _cast(self, factor: Tensor) -> Tensor:
+        return factor.to(self.device, self.dtype)
+
+    @property
+    def _latent_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and spread of raw latents, (1, C or 1, 1, 1): the VAE's, as the pipeline reads them."""
+        config = self.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            mean, std = [0.0], [1.0]
+        rows = [torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (mean, std)]
+        return rows[0], rows[1] / config.scaling_factor
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Loading takes a moment; the bars are for what takes long."""
+    libraries = [library for library in (diffusers_log, transformers_log) if library.is_progress_bar_enabled()]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
+
+
+def _adds(down: Tensor, up: Tensor) -> Any:
+    return lambda module, args, output: output + linear(linear(args[0], down), up)
+
+
+def _check_files(folder: Path) -> bool:
+    """Refuse a folder with missing or damaged weights, by name; tell whether they are an `fp16` variant."""
+    index = folder / "model_index.json"
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{index}: no such file; give the folder of a StableDiffusionXLPipeline") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{index}: not readable ({error}); fetch or make the folder again") from None
+
+    half = False
+    for part, name in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+        ("text_encoder_2", "model"),
+    ):
+        if part not in parts:
+            raise UserError(f"{index}: no `{part}`; give the folder of a StableDiffusionXLPipeline")
+        files = sorted((folder / part).glob(f"{name}*.safetensors"))
+        if not files:
+            raise UserError(f"{folder / part / name}.safetensors: no such file; fetch or make the folder again")
+        for file in files:
+            try:
+                safe_open(str(file), framework="pt").keys()  # checks the header against the file's length
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file}: damaged ({error}); fetch or make the folder again") from None
+        half = half or all(".fp16." in file.name for file in files)
+    return half

@@ -1,0 +1,101 @@
+"""DreamBooth (arXiv 2208.12242) with LoRA: one adapter from a few pictures, of a subject or of a style."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from lorarar.adapter import Adapter, Factors
+from lorarar.backbone import Backbone
+from lorarar.errors import UserError
+from lorarar.references import References, generator
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def train_adapter(
+    backbone: Backbone,
+    images: Tensor,
+    prompts: Sequence[str],
+    *,
+    rank: int = 64,
+    steps: int = 1000,
+    learning_rate: float = 5e-5,
+    batch_size: int = 1,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+    progress: Callable[[int, float], None] | None = None,
+) -> Adapter:
+    """Train a LoRA of the UNet's attention projections; text encoders stay frozen and run once.
+
+    Parameters
+    ----------
+    images
+        (N, 3, H, W) in [-1, 1].
+    prompts
+        One for each picture.
+    rank
+        Of every layer; alpha equals it.
+    batch_size
+        Pictures drawn, with replacement, for each step.
+    gradient_checkpointing
+        Trade time for memory, as SDXL at 1024 pixels needs.
+    progress
+        Called with (steps done, loss) after each step.
+
+    Returns
+    -------
+    Adapter
+        In float32. The backbone is left as it was.
+
+    Raises
+    ------
+    UserError
+        The loss stopped being a number.
+    """
+    from peft import LoraConfig
+
+    references = References.encode(backbone, images, prompts)
+    unet = backbone.unet
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet.add_adapter(
+            LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(PROJECTIONS))
+        )
+    try:
+        parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        for parameter in parameters:
+            parameter.data = parameter.data.float()
+        if gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet.train(gradient_checkpointing)  # diffusers checkpoints only while in training mode
+        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=True)
+        for step in range(steps):
+            draw = references.draw(backbone, batch_size, generator(seed, step))
+            loss = mse_loss(backbone.predict(draw.latents, draw.timesteps, draw.conditioning), draw.target)
+            if not torch.isfinite(loss):
+                raise UserError(f"the adapter's loss is not finite at step {step + 1}; lower its learning rate")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if progress:
+                progress(step + 1, float(loss.detach()))
+        return _extract(unet)
+    finally:
+        unet.disable_gradient_checkpointing()
+        unet.unload_lora()
+        unet.requires_grad_(False).eval()
+
+
+def _extract(unet: torch.nn.Module) -> Adapter:
+    from peft.tuners.lora import LoraLayer
+
+    layers = {}
+    for path, module in unet.named_modules():
+        if isinstance(module, LoraLayer):
+            ((name, down),) = module.lora_A.items()
+            layers[path] = Factors(down.weight.detach().clone(), module.lora_B[name].weight.detach().clone())
+    return Adapter(layers)

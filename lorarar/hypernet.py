@@ -1,0 +1,144 @@
+"""The hypernetwork of LoRA.rar, Eq. 1: from the columns of two updates, the coefficients that merge them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lorarar import formats
+from lorarar.adapter import Adapter, Factors
+from lorarar.errors import UserError
+from lorarar.merge.columns import Coefficients, pairs
+
+GUIDED = ("to_q", "to_out.0")
+
+
+class HyperNetwork(nn.Module):
+    """One input layer for each layer width, ReLU, and one output layer shared by all (section 3.3, Fig. 4).
+
+    A column of [dW_c; dW_s], 2 m numbers where m is the layer's output width, gives its own (m_c, m_s).
+
+    Parameters
+    ----------
+    widths
+        Output widths m of the guided layers; `input_1` takes the smallest, and so on.
+    hidden
+        Hidden units.
+    guided
+        Endings of the module paths whose coefficients are predicted: the paper's are query and output.
+    initial
+        Bias of the output layer before training. Columns of an update are small numbers, so an untrained
+        network says about this for each of them: at 0.5 it starts from the average, as key and value are
+        merged, at 0 (what PyTorch's own initialisation comes to) from leaving the guided projections alone.
+    seed
+        Of the initial weights.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        hidden: int = 128,
+        guided: Sequence[str] = GUIDED,
+        *,
+        initial: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.widths = sorted(set(widths))
+        self.guided = tuple(guided)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for i, width in enumerate(self.widths, start=1):
+                self.add_module(f"input_{i}", nn.Linear(2 * width, hidden))
+            last = nn.Linear(hidden, 2)
+        nn.init.constant_(last.bias, initial)
+        self.output = nn.Sequential(nn.ReLU(), last)
+
+    @classmethod
+    def for_adapter(cls, adapter: Adapter, guided: Sequence[str] = GUIDED, **options: float) -> HyperNetwork:
+        """An untrained network with the input layers that adapters like this one need; `options` as above."""
+        widths = [factors.up.shape[0] for path, factors in adapter.layers.items() if ends_with(path, guided)]
+        if not widths:
+            raise UserError(f"the adapter has no layer that ends in {' or '.join(guided)}: choose others to guide")
+        return cls(widths, guided=guided, **options)  # type: ignore[arg-type]
+
+    def forward(self, content: Factors, style: Factors) -> tuple[Tensor, Tensor]:
+        """Coefficients m_c, m_s (n_in,) of one layer, without forming its updates.
+
+        For dW = up @ down the input layer is W [dW_c; dW_s] = (W_c up_c) down_c + (W_s up_s) down_s.
+        """
+        layer = self._input(content.up.shape[0])
+        w_c, w_s = layer.weight.chunk(2, dim=1)
+        from_content = (w_c @ content.up.float()) @ content.down.float()  # (hidden, n_in)
+        from_style = (w_s @ style.up.float()) @ style.down.float()
+        m_c, m_s = self.output((from_content + from_style).T + layer.bias).unbind(dim=1)
+        return m_c, m_s
+
+    def coefficients(self, content: Adapter, style: Adapter) -> Coefficients:
+        """(m_c, m_s) of every guided layer that both adapters have.
+
+        Raises
+        ------
+        UserError
+            A guided layer has a width this network was not made for, or there is none to guide.
+        """
+        found = {
+            path: self(c, s)
+            for path, c, s in pairs(content, style)
+            if c.rank and s.rank and ends_with(path, self.guided)
+        }
+        if not found:
+            raise UserError(f"the adapters share no layer that ends in {' or '.join(self.guided)}: nothing to guide")
+        return found
+
+    def save(self, path: Path | str) -> None:
+        """Write the state dict as safetensors, with the guided projections in its metadata."""
+        formats.write_tensors(path, self.state_dict(), {"guided": ",".join(self.guided)})
+
+    @classmethod
+    def load(cls, path: Path | str, guided: Sequence[str] | None = None) -> HyperNetwork:
+        """Read what `save` wrote, or a `.pth` state dict with the same keys, such as the paper's release.
+
+        Parameters
+        ----------
+        guided
+            Overrides what the file says; a file that says nothing guides the paper's projections.
+        """
+        if Path(path).suffix == ".safetensors":
+            state, metadata = formats.read_tensors(path)
+        else:
+            state, metadata = read_pickle(path), {}
+        try:
+            count = sum(key.startswith("input_") and key.endswith(".weight") for key in state)
+            inputs = [state[f"input_{i}.weight"] for i in range(1, count + 1)]
+            guided = guided or tuple(metadata["guided"].split(",") if "guided" in metadata else GUIDED)
+            network = cls([weight.shape[1] // 2 for weight in inputs], inputs[0].shape[0], guided)
+            network.load_state_dict(state)
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError):
+            raise UserError(f"{path}: not the weights of a hypernetwork; train it again or give another file") from None
+        return network
+
+    def _input(self, width: int) -> nn.Linear:
+        if width not in self.widths:
+            known = ", ".join(map(str, self.widths))
+            raise UserError(f"a guided layer is {width} wide, the hypernetwork knows {known}: train it for this base")
+        return self.get_submodule(f"input_{1 + self.widths.index(width)}")  # type: ignore[return-value]
+
+
+def ends_with(path: str, names: Sequence[str]) -> bool:
+    """Whether the module path ends in one of the projection names."""
+    return any(path.endswith(f".{name}") for name in names)
+
+
+def read_pickle(path: Path | str) -> dict:
+    """Read a file of `torch.save`: tensors and plain values only, never code. May raise `UserError`."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):
+        raise UserError(f"{path}: damaged or not a file of weights; delete it and make it again") from None

@@ -1,0 +1,23 @@
+"""LoRA.rar (arXiv 2412.05148): a hypernetwork predicts the column coefficients of an unseen pair."""
+
+from __future__ import annotations
+
+import torch
+
+from lorarar.adapter import Adapter
+from lorarar.hypernet import HyperNetwork
+from lorarar.merge import columns
+
+
+@torch.no_grad()
+def merge(
+    content: Adapter, style: Adapter, *, hypernet: HyperNetwork, constants: tuple[float, float] = (0.5, 0.5)
+) -> Adapter:
+    """Merge by predicted coefficients on the guided projections and by constants on all other layers.
+
+    Parameters
+    ----------
+    constants
+        (m_c, m_s) of key and value: the paper's average, (0.5, 0.5); its released code sums them, (1, 1).
+    """
+    return columns.merge(content, style, hypernet.coefficients(content, style), default=constants)

@@ -1,0 +1,90 @@
+"""ZipLoRA (arXiv 2311.13600): column coefficients fitted to one pair by gradient descent on Eq. 3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from lorarar.adapter import Adapter
+from lorarar.errors import UserError
+from lorarar.merge import columns
+from lorarar.objective import Fidelity, MergingLoss, Orthogonality, merging_loss
+from lorarar.references import References, generator
+
+if TYPE_CHECKING:
+    from lorarar.backbone import Backbone
+
+
+def merge(content: Adapter, style: Adapter, *, coefficients: columns.Coefficients) -> Adapter:
+    """Merge by the coefficients that `optimise` found for this very pair."""
+    return columns.merge(content, style, coefficients)
+
+
+def optimise(
+    backbone: Backbone,
+    content: Adapter,
+    style: Adapter,
+    content_references: References,
+    style_references: References,
+    *,
+    steps: int = 100,
+    learning_rate: float = 0.01,
+    weight: float = 0.01,
+    batch_size: int = 1,
+    fidelity: Fidelity = "norm",
+    orthogonality: Orthogonality = "dot",
+    seed: int = 0,
+    progress: Callable[[int, MergingLoss], None] | None = None,
+) -> columns.Coefficients:
+    """Fit m_c and m_s, starting at 1, for every layer both adapters have.
+
+    Parameters
+    ----------
+    content_references, style_references
+        The pictures and prompts the two adapters were trained on.
+    weight
+        lambda of Eq. 3.
+    batch_size
+        Noisy latents of content, and as many of style, in each step.
+    progress
+        Called with (steps done, losses) after each step.
+
+    Raises
+    ------
+    UserError
+        The loss stopped being a number.
+    """
+    content, style = content.to(torch.float32), style.to(torch.float32)
+    coefficients: columns.Coefficients = {
+        path: (
+            torch.ones(c.down.shape[1], requires_grad=True),
+            torch.ones(c.down.shape[1], requires_grad=True),
+        )
+        for path, c, s in columns.pairs(content, style)
+        if c.rank and s.rank
+    }
+    optimizer = torch.optim.AdamW([m for both in coefficients.values() for m in both], lr=learning_rate, fused=True)
+    for step in range(steps):
+        random = generator(seed, step)
+        loss = merging_loss(
+            backbone,
+            content,
+            style,
+            columns.merge(content, style, coefficients),
+            coefficients,
+            content_references.draw(backbone, batch_size, random),
+            style_references.draw(backbone, batch_size, random),
+            weight=weight,
+            fidelity=fidelity,
+            orthogonality=orthogonality,
+        )
+        if not torch.isfinite(loss.total):
+            raise UserError(f"ZipLoRA's loss is not finite at step {step + 1}; lower its learning rate")
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+        if progress:
+            progress(step + 1, loss.detach())
+    return {path: (m_c.detach(), m_s.detach()) for path, (m_c, m_s) in coefficients.items()}

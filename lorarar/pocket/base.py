@@ -1,0 +1,399 @@
+"""Training the miniature SDXL from artwork alone: corpus, VAE, UNet with both text encoders, pipeline folder.
+
+Everything checkpoints and resumes. The networks are SDXL's own classes with small numbers in their configurations.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lorarar.files import atomic
+from lorarar.pocket.vae import PackedAutoencoderKL
+from lorarar.pocket.world import World
+
+CHUNK = 2000  # pictures a file of the corpus
+TOKENS = 24  # length of a prompt; the longest of the catalogue has 19 words
+
+
+# --- corpus ---------------------------------------------------------------------------------------------------
+
+
+def _render_chunk(root: Path, folder: Path, chunk: int) -> None:
+    cv2.setNumThreads(1)
+    world = World.load(root)
+    rng = np.random.default_rng([0, chunk])
+    samples = [world.sample(rng) for _ in range(CHUNK)]
+    with atomic(folder / f"{chunk:04d}.json") as temporary:
+        temporary.write_text(json.dumps([(s.caption, s.noun, s.glyph, s.family) for s in samples]), encoding="utf-8")
+    with atomic(folder / f"{chunk:04d}.npy") as temporary:
+        np.save(temporary, np.stack([s.image for s in samples]))
+
+
+def render_corpus(root: Path, folder: Path, count: int, workers: int) -> None:
+    """Draw `count` captioned pictures into `folder`, in chunks; chunks that are there already are kept."""
+    missing = [c for c in range(-(-count // CHUNK)) if not (folder / f"{c:04d}.npy").exists()]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(_render_chunk, root, folder, chunk) for chunk in missing]
+        for job in tqdm(jobs, desc="corpus", unit=f"x {CHUNK}", disable=not jobs):
+            job.result()
+
+
+def read_corpus(folder: Path) -> tuple[np.ndarray, list[list[str]]]:
+    """Pictures (N, 64, 64, 3) uint8, and (caption, noun, glyph, family) of each."""
+    chunks = sorted(folder.glob("*.npy"))
+    labels = [row for chunk in chunks for row in json.loads(chunk.with_suffix(".json").read_text(encoding="utf-8"))]
+    return np.concatenate([np.load(chunk) for chunk in chunks]), labels
+
+
+def as_tensor(pictures: np.ndarray) -> Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+# --- training on all cores --------------------------------------------------------------------------------------
+
+
+class Averager:
+    """Averages gradients over single-thread processes, which on a CPU beat one process of many threads."""
+
+    def __init__(self, rank: int, workers: int, meeting: Path) -> None:
+        self.rank, self.workers = rank, workers
+        torch.set_num_threads(1)
+        if workers > 1:
+            store = torch.distributed.FileStore(str(meeting), workers)
+            torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=workers)
+
+    def __call__(self, parameters: list[nn.Parameter]) -> None:
+        if self.workers > 1:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            flat = torch.cat([g.flatten() for g in gradients])
+            torch.distributed.all_reduce(flat)
+            for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(piece.view_as(gradient) / self.workers)
+
+
+def cosine(step: int, steps: int, warmup: int = 100) -> float:
+    """Learning-rate factor: linear warm-up, then a cosine down to zero."""
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + float(np.cos(np.pi * min(1.0, step / steps))))
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[torch.Generator], tuple[Tensor, dict[str, float]]],
+    average: Averager,
+    checkpoint: Path,
+    *,
+    name: str,
+    steps: int,
+    learning_rate: float,
+    ema: float,
+    seed: int = 0,
+    every: int = 250,
+) -> dict[str, Tensor]:
+    """Minimise `loss` over `model`'s parameters with AdamW; resumes from `checkpoint`; returns the averaged weights.
+
+    Each step's randomness comes from (seed, step, rank), so that a resumed run equals an undisturbed one.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    smooth = {key: value.clone() for key, value in model.state_dict().items()}
+    first = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        smooth, first = state["smooth"], state["step"]
+    started, lead = time.time(), average.rank == 0
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, disable=not lead, mininterval=10)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * cosine(step, steps)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step * 64 + average.rank)
+        value, parts = loss(generator)
+        optimizer.zero_grad()
+        value.backward()
+        average(parameters)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        keep = min(ema, (step + 1) / (step + 10))
+        for key, tensor in model.state_dict().items():
+            smooth[key].lerp_(tensor, 1 - keep)
+        if lead and (step + 1) % every == 0:
+            bar.write(
+                f"{name} {step + 1}/{steps} {time.time() - started:.0f} s "
+                + " ".join(f"{k} {v:.4f}" for k, v in parts.items())
+            )
+            with atomic(checkpoint) as temporary:
+                torch.save(
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "smooth": smooth,
+                        "step": step + 1,
+                    },
+                    temporary,
+                )
+    return smooth
+
+
+# --- VAE ------------------------------------------------------------------------------------------------------
+
+
+def build_vae() -> PackedAutoencoderKL:
+    """3 x 64 x 64 pixels to 32 x 8 x 8 latents."""
+    return PackedAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 32, 64),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        sample_size=64,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+        force_upcast=False,
+    )
+
+
+def train_vae(rank: int, workers: int, work: Path, steps: int, batch: int = 8) -> None:
+    """L1 + MSE + gradient loss on the corpus, a little noise on the latents; writes `work/vae`."""
+    average = Averager(rank, workers, work / "meet-vae")
+    pictures, _ = read_corpus(work / "corpus")
+    held, pictures = as_tensor(pictures[:128]), pictures[128:]
+    torch.manual_seed(0)
+    vae = build_vae()
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        rows = torch.randint(len(pictures), (batch,), generator=generator).numpy()
+        x = as_tensor(pictures[rows])
+        with torch.autocast("cpu", torch.bfloat16):
+            z = vae.encode(x).latent_dist.mean
+            y = vae.decode(z + 0.03 * torch.randn(z.shape, generator=generator)).sample
+        e = y.float() - x
+        chroma = e - e.mean(1, keepdim=True)
+        edges = (e[..., 1:] - e[..., :-1]).abs().mean() + (e[..., 1:, :] - e[..., :-1, :]).abs().mean()
+        value = (
+            e.abs().mean()
+            + 2 * e.square().mean()
+            + 0.5 * edges
+            + chroma.abs().mean()
+            + 1e-4 * z.float().square().mean()
+        )
+        return value, {"psnr": float(10 * torch.log10(4 / e.detach().square().mean()))}
+
+    smooth = fit(vae, loss, average, work / "vae.pt", name="vae", steps=steps, learning_rate=2e-3, ema=0.998)
+    if rank == 0:
+        vae.load_state_dict(smooth)
+        vae.eval()
+        latents = encode(vae, pictures[:2048], normalised=False)
+        vae.register_to_config(
+            latents_mean=latents.mean((0, 2, 3)).tolist(), latents_std=latents.std((0, 2, 3)).tolist()
+        )
+        with torch.no_grad():
+            error = vae.decode(vae.encode(held).latent_dist.mean).sample.clamp(-1, 1) - held
+        psnr = 10 * torch.log10(4 / error.square().mean((1, 2, 3)))
+        print(f"vae: {float(psnr.mean()):.2f} dB on {len(held)} held-out pictures")
+        vae.save_pretrained(work / "vae")
+
+
+def encode(vae: PackedAutoencoderKL, pictures: np.ndarray, normalised: bool = True, batch: int = 64) -> Tensor:
+    """Latents (N, C, h, w) of uint8 pictures, with zero mean and unit spread a channel if `normalised`."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        latents = torch.cat(
+            [
+                vae.encode(as_tensor(pictures[i : i + batch])).latent_dist.mean.float()
+                for i in range(0, len(pictures), batch)
+            ]
+        )
+    if normalised:
+        mean, std = (torch.tensor(getattr(vae.config, f"latents_{k}")).view(1, -1, 1, 1) for k in ("mean", "std"))
+        latents = (latents - mean) / std
+    return latents
+
+
+# --- UNet and text encoders -------------------------------------------------------------------------------------
+
+
+def build_tokenizer(words: list[str], folder: Path) -> Any:
+    """CLIP's tokenizer with a byte-pair vocabulary in which every one of `words` is a single token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    pairs = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=20_000,
+        min_frequency=1,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    pairs.train_from_iterator(words, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary, merges = (Path(name) for name in pairs.model.save(str(folder)))
+    return CLIPTokenizer(
+        vocab=str(vocabulary),
+        merges=str(merges),
+        model_max_length=TOKENS,
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+    )
+
+
+def build_networks(tokenizer: Any) -> nn.ModuleDict:
+    """UNet (two levels of cross-attention) and SDXL's two text encoders, untrained."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    width = 64
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=32,
+        out_channels=32,
+        block_out_channels=(96, 192),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        attention_head_dim=(3, 6),  # heads, not their width: diffusers' historical name
+        use_linear_projection=True,
+        cross_attention_dim=2 * width,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=6 * 32 + width,
+        norm_num_groups=32,
+    )
+    networks = nn.ModuleDict(
+        {
+            "unet": unet,
+            "text_encoder": CLIPTextModel(text),
+            "text_encoder_2": CLIPTextModelWithProjection(text),
+        }
+    )
+    for name in ("text_encoder", "text_encoder_2"):
+        # CLIP's 0.02 learned slowly in so small a network.
+        nn.init.normal_(networks.get_submodule(name).get_input_embeddings().weight, std=0.5)  # type: ignore[operator]
+    return networks
+
+
+def scheduler() -> Any:
+    """v-prediction with zero terminal signal, so that grounds may be as dark or as bright as a style wants."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def train_unet(rank: int, workers: int, work: Path, root: Path, steps: int, batch: int = 16) -> None:
+    """Text to latents; captions are dropped one time in ten, as SDXL drops them: zeros for both encoders."""
+    average = Averager(rank, workers, work / "meet-unet")
+    pictures, labels = read_corpus(work / "corpus")
+    vae = PackedAutoencoderKL.from_pretrained(work / "vae")
+    latents = encode(vae, pictures).to(torch.float16)
+    tokenizer = build_tokenizer(World.load(root).vocabulary, work / f"vocabulary{rank}")
+    captions = sorted({row[0] for row in labels})
+    place = {caption: number for number, caption in enumerate(captions)}
+    which = torch.tensor([place[row[0]] for row in labels])
+    tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    torch.manual_seed(0)
+    networks = build_networks(tokenizer)
+    signal = scheduler().alphas_cumprod
+    # Pocket pictures have one size: the pipeline's own time ids, for its own idea of that size.
+    side = float(8 * 2 ** (len(vae.config.block_out_channels) - 1))
+    time_ids = torch.tensor([side, side, 0, 0, side, side]).repeat(batch, 1)
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        rows = torch.randint(len(latents), (batch,), generator=generator)
+        x = latents[rows].float()
+        noise = torch.randn(x.shape, generator=generator)
+        uniform = torch.rand(batch, generator=generator)
+        normal = torch.sigmoid(torch.randn(batch, generator=generator))
+        moment = torch.where(torch.arange(batch) % 2 == 0, uniform, normal)
+        t = (moment * 1000).long().clamp(0, 999)
+        a, b = signal[t].sqrt().view(-1, 1, 1, 1), (1 - signal[t]).sqrt().view(-1, 1, 1, 1)
+        keep = (torch.rand(batch, generator=generator) > 0.1).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            ids = tokens[which[rows]]
+            first = networks["text_encoder"](ids, output_hidden_states=True)
+            second = networks["text_encoder_2"](ids, output_hidden_states=True)
+            embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1) * keep.view(-1, 1, 1)
+            added = {"text_embeds": second.text_embeds * keep.view(-1, 1), "time_ids": time_ids}
+            v = networks["unet"](a * x + b * noise, t, embeds, added_cond_kwargs=added).sample
+        value = F.mse_loss(v.float(), a * noise - b * x)
+        return value, {"loss": float(value.detach())}
+
+    smooth = fit(networks, loss, average, work / "unet.pt", name="unet", steps=steps, learning_rate=1e-3, ema=0.998)
+    if rank == 0:
+        networks.load_state_dict(smooth)
+        save_pipeline(networks, vae, tokenizer, work / "base")
+
+
+def save_pipeline(networks: nn.ModuleDict, vae: PackedAutoencoderKL, tokenizer: Any, folder: Path) -> None:
+    """A StableDiffusionXLPipeline folder in fp16 safetensors."""
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=networks["text_encoder"],
+        text_encoder_2=networks["text_encoder_2"],
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=networks["unet"],
+        scheduler=scheduler(),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(folder)
+
+
+def on_all_cores(function: Callable[..., None], workers: int, *arguments: Any) -> None:
+    """Run `function(rank, workers, *arguments)` in that many processes of one thread each."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for job in [pool.submit(function, rank, workers, *arguments) for rank in range(workers)]:
+            job.result()
+
+
+def make(root: Path, work: Path, *, pictures: int, vae_steps: int, unet_steps: int, workers: int) -> Path:
+    """Draw the corpus, train the VAE, then the UNet; returns the pipeline folder. Finished parts are kept in `work`."""
+    work.mkdir(parents=True, exist_ok=True)
+    render_corpus(root, work / "corpus", pictures, workers)
+    for name in ("meet-vae", "meet-unet"):
+        (work / name).unlink(missing_ok=True)
+    if not (work / "vae" / "config.json").exists():
+        on_all_cores(train_vae, workers, work, vae_steps)
+    if not (work / "base" / "model_index.json").exists():
+        on_all_cores(train_unet, workers, work, root, unet_steps)
+    return work / "base"

@@ -1,0 +1,150 @@
+"""One training loop for all small models of the miniature world: it checkpoints, resumes, and says how far
+it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from lorarar.errors import UserError
+from lorarar.files import atomic
+
+SAVE_SECONDS = 60.0
+REPORT_SECONDS = 5.0
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    *,
+    name: str,
+    steps: int,
+    learning_rate: float,
+    checkpoint: Path,
+    weight_decay: float = 0.05,
+    warmup: int = 100,
+    average: float = 0.998,
+    bf16: bool = True,
+) -> None:
+    """Train `model` in place with AdamW under a cosine schedule; it ends up with the moving average of its
+    weights.
+
+    `loss(step)` must draw whatever is random from the step number, so that a run that was cut off and resumed
+    sees what an uninterrupted run sees.
+
+    Parameters
+    ----------
+    model : in training mode afterwards set to evaluation mode.
+    loss : step -> scalar loss of that step's batch.
+    name : for progress lines and messages.
+    steps : in all, those before an interruption included.
+    learning_rate : peak of the schedule.
+    checkpoint : file that holds the state; read if it exists, kept at the end so that a finished run is not
+        repeated.
+    weight_decay : of AdamW.
+    warmup : steps of linear warm-up.
+    average : decay of the moving average of weights and batch statistics.
+    bf16 : run the forward pass under bfloat16 autocast.
+
+    Raises
+    ------
+    UserError : the checkpoint is of another model or another number of steps.
+    """
+    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    shadow = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    start = _resume(checkpoint, steps, model, optimiser, shadow) if checkpoint.is_file() else 0
+    begun = saved = reported = time.monotonic()
+    running, since = 0.0, 0
+
+    def save(done: int) -> None:
+        state = {"steps": steps, "done": done, "model": model.state_dict(), "shadow": shadow}
+        with atomic(checkpoint) as temporary:
+            torch.save({**state, "optimiser": optimiser.state_dict()}, temporary)
+
+    model.train()
+    step = start
+    try:
+        for step in range(start, steps):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate * _schedule(step, steps, warmup)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                value = loss(step)
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            _follow(shadow, model, min(average, (1 + step) / (10 + step)))
+            running, since, now = running + value.item(), since + 1, time.monotonic()
+            if now - reported > REPORT_SECONDS or step + 1 == steps:
+                left = (now - begun) / (step + 1 - start) * (steps - step - 1)
+                print(
+                    f"{name} {step + 1}/{steps}  loss {running / since:.4f}  {left / 60:.1f} min left",
+                    file=sys.stderr,
+                )
+                reported, running, since = now, 0.0, 0
+            if now - saved > SAVE_SECONDS:
+                save(step + 1)
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        save(step)
+        raise
+    if start < steps:
+        save(steps)
+    model.load_state_dict(shadow)
+    model.eval()
+
+
+@contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; on success move its files into `folder`, each of them whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as temporary:
+        yield Path(temporary)
+        for path in Path(temporary).iterdir():
+            os.replace(path, folder / path.name)
+
+
+def _schedule(step: int, steps: int, warmup: int) -> float:
+    cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
+    return min((step + 1) / warmup, 1.0) * max(cosine, 0.01)
+
+
+@torch.no_grad()
+def _follow(shadow: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            shadow[key].lerp_(value, 1 - decay)
+        else:
+            shadow[key].copy_(value)
+
+
+def _resume(
+    checkpoint: Path,
+    steps: int,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    shadow: dict[str, Tensor],
+) -> int:
+    state = torch.load(checkpoint, weights_only=True)
+    try:
+        if state["steps"] != steps:
+            raise ValueError(f"it is of a run of {state['steps']} steps, not {steps}")
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        for key, value in state["shadow"].items():
+            shadow[key].copy_(value)
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{checkpoint}: does not belong to this training ({reason}); remove it to start anew"
+        ) from error
+    return state["done"]

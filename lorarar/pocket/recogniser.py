@@ -1,0 +1,154 @@
+"""The recogniser: names noun, style family, subject and style instance of a picture.
+
+It measures how good the base and the LoRAs are while they are being made. Unlike the judges it has seen the
+bank's own subjects and styles, so it must never judge a merging method.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorarar.errors import UserError
+from lorarar.files import atomic, write_json
+from lorarar.pocket.fit import fit
+from lorarar.pocket.judges import generators
+from lorarar.pocket.shards import Columns
+from lorarar.pocket.views import blurred_and_noisy, warped
+from lorarar.pocket.workshop import HEADS, UNKNOWN, Workshop
+from lorarar.scoring.images import Image, batches
+from lorarar.scoring.judges.verification import Trunk, as_tensor, half, statistics
+
+
+class Network(nn.Module):
+    """Trunk, a 4 x 4 map of shape and the statistics of all maps, and a linear head per question."""
+
+    def __init__(self, sizes: Sequence[int], widths: Sequence[int] = (24, 64, 128), width: int = 256) -> None:
+        super().__init__()
+        self.trunk = Trunk(widths)
+        self.shape = nn.Sequential(
+            nn.Conv2d(widths[-1], 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten()
+        )
+        self.join = nn.Sequential(nn.Linear(64 * 16 + 2 * sum(widths), width), nn.ReLU(), nn.Dropout(0.1))
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """(n, 3, 64, 64) in [-1, 1] -> logits (n, size) of every head."""
+        maps = self.trunk(pixels)
+        joined = self.join(torch.cat([self.shape(maps[-1]), statistics(maps)], dim=1))
+        return [head(joined) for head in self.heads]
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What the recogniser takes a picture for."""
+
+    noun: str
+    family: str
+    subject: str
+    style: str
+
+
+class Recogniser:
+    """A trained network with the names of its classes, `names[head][i]`."""
+
+    def __init__(self, network: Network, names: dict[str, list[str]]) -> None:
+        self.network = network.eval()
+        self.names = names
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Recogniser:
+        """Read `config.json` and `model.safetensors`.
+
+        Raises
+        ------
+        UserError : a file is missing or does not fit.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        try:
+            names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["names"]
+            network = Network([len(names[head]) for head in HEADS])
+            network.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{folder}: cannot be loaded as a recogniser ({reason})") from error
+        return cls(network, names)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights in fp16 and the names."""
+        from safetensors.torch import save_file
+
+        write_json(folder / "config.json", {"model_type": "recogniser", "names": self.names})
+        with atomic(folder / "model.safetensors") as temporary:
+            save_file({name: half(tensor) for name, tensor in self.network.state_dict().items()}, temporary)
+
+    @torch.inference_mode()
+    def recognise(self, images: Sequence[Image] | np.ndarray, batch_size: int = 128) -> list[Recognition]:
+        """One recognition per uint8 picture (64, 64, 3)."""
+        found: list[Recognition] = []
+        for batch in batches(images, batch_size):
+            chosen = [logits.argmax(1).tolist() for logits in self.network(as_tensor(batch))]
+            named = [[self.names[head][i] for i in column] for head, column in zip(HEADS, chosen, strict=True)]
+            found += [Recognition(*row) for row in zip(*named, strict=True)]
+        return found
+
+    def accuracy(self, columns: Columns) -> dict[str, float]:
+        """Share of right answers of every head, over the pictures that have that label."""
+        found = self.recognise(columns["image"])
+        shares = {}
+        for head in HEADS:
+            known = columns[head] != UNKNOWN
+            right = np.array([getattr(recognition, head) for recognition in found]) == columns[head]
+            shares[head] = float(right[known].mean())
+        return shares
+
+
+def train_recogniser(
+    shop: Workshop, out: Path, *, steps: int = 2000, batch: int = 96, count: int = 24000, rate: float = 2e-3
+) -> dict[str, float]:
+    """Train the recogniser on the bank's truth and on the base's own distribution; returns held-out
+    accuracies.
+    """
+    torch.manual_seed(shop.seed)
+    data, held_out = shop.labelled(count), shop.labelled(2000, held_out=True)
+    names = {head: sorted(set(data[head].tolist()) - {UNKNOWN}) for head in HEADS}
+    numbers = {head: {name: number for number, name in enumerate(names[head])} | {UNKNOWN: -100} for head in HEADS}
+    labels = {head: torch.tensor([numbers[head][name] for name in data[head].tolist()]) for head in HEADS}
+    network = Network([len(names[head]) for head in HEADS])
+
+    def loss(step: int) -> Tensor:
+        rng, generator = generators(shop.seed, step)
+        places = rng.integers(len(data["image"]), size=batch)
+        pixels = warped(as_tensor(data["image"][places]), generator)
+        outputs = network(blurred_and_noisy(pixels, generator))
+        parts = [
+            F.cross_entropy(logits.float(), labels[head][places], label_smoothing=0.05)
+            for head, logits in zip(HEADS, outputs, strict=True)
+        ]
+        return torch.stack(parts).sum()
+
+    fit(
+        network,
+        loss,
+        name="recogniser",
+        steps=steps,
+        learning_rate=rate,
+        checkpoint=shop.work / "recogniser.pt",
+    )
+    recogniser = Recogniser(network, names)
+    recogniser.save(out)
+    shares = recogniser.accuracy(held_out)
+    write_json(out / "held_out.json", shares)
+    print(f"recogniser: {shares}", file=sys.stderr)
+    return shares

@@ -1,0 +1,58 @@
+"""A word-level tokenizer for a world of a few hundred words, in the form transformers and open_clip read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows every word of `texts`, and brackets each text by `<start>` and `<end>`.
+
+    `<end>` has the highest number, since CLIP takes its text feature where the largest token number stands.
+    """
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    inner, vocabulary = _words(["<pad>", "<unk>", "<start>"], texts, ["<end>"])
+    start, end = vocabulary["<start>"], vocabulary["<end>"]
+    inner.post_processor = TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", start), ("<end>", end)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", bos_token="<start>", eos_token="<end>"
+    )
+
+
+def chat_tokenizer(texts: Iterable[str], special: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer for a chat: the words of `texts` and some special tokens, nothing added around a text."""
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+
+    inner, _ = _words(["<pad>", "<unk>", *special], texts, [])
+    inner.add_special_tokens([AddedToken(token, special=True) for token in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token=special[-1],
+        padding_side="left",
+    )
+
+
+def _words(first: Sequence[str], texts: Iterable[str], last: Sequence[str]) -> tuple[Tokenizer, dict[str, int]]:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.pre_tokenizers import Whitespace
+
+    normalizer, splitter = Lowercase(), Whitespace()
+    words = {word for text in set(texts) for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    vocabulary = {word: number for number, word in enumerate([*first, *sorted(words - {*first, *last}), *last])}
+    inner = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    inner.normalizer, inner.pre_tokenizer = normalizer, splitter
+    return inner, vocabulary

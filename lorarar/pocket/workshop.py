@@ -1,0 +1,163 @@
+"""Training and validation sets of the judges, rendered once and kept in a work folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lorarar.pocket import artwork
+from lorarar.pocket.artwork import Pose
+from lorarar.pocket.shards import Columns, shards
+from lorarar.pocket.styles import FAMILIES, render
+from lorarar.pocket.views import Degrade, mostly
+from lorarar.pocket.world import KEEPS_COLOR, World
+from lorarar.scoring.judges import Kind
+
+HEADS = ("noun", "family", "subject", "style")
+"""What the recogniser names."""
+OTHER = "other"
+"""The subject or style of a picture that is none of the bank's."""
+UNKNOWN = ""
+"""A label that a picture does not have; it takes no part in training or accuracy."""
+SHARD = 500
+"""Examples in a file: some ten seconds of work, which is what an interruption may cost."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every training of a judge needs.
+
+    Attributes
+    ----------
+    world : renders.
+    prompts : file of the judge's prompts.
+    degrade : stands between a rendering and what the base would make of it.
+    work : folder for rendered sets and checkpoints.
+    seed : of everything.
+    """
+
+    world: World
+    prompts: Path
+    degrade: Degrade
+    work: Path
+    seed: int = 0
+
+    def samples(self, count: int) -> Columns:
+        """Pictures of the base's training distribution: image, caption, noun, family."""
+
+        def make(rng: np.random.Generator) -> Columns:
+            drawn = [self.world.sample(rng) for _ in range(SHARD)]
+            return {
+                "image": mostly(self.degrade, np.stack([sample.image for sample in drawn]), rng),
+                "caption": np.array([sample.caption for sample in drawn]),
+                "noun": np.array([sample.noun for sample in drawn]),
+                "family": np.array([sample.family for sample in drawn]),
+            }
+
+        return self._shards("samples", make, count, self.seed)
+
+    def pairs(self, kind: Kind, count: int, held_out: bool = False) -> Columns:
+        """Pairs from outside the bank: reference, test, label; the test picture is what gets degraded."""
+
+        def make(rng: np.random.Generator) -> Columns:
+            drawn = [self.world.critic_pair(rng, kind) for _ in range(SHARD)]
+            tests = np.stack([test for _, test, _ in drawn])
+            return {
+                "reference": np.stack([reference for reference, _, _ in drawn]),
+                "test": self.degrade(tests, rng) if held_out else mostly(self.degrade, tests, rng),
+                "label": np.array([label for _, _, label in drawn]),
+            }
+
+        name = f"{kind}-held-out" if held_out else kind
+        return self._shards(name, make, count, self.seed + held_out)
+
+    def bank_pairs(self, kind: Kind, count: int) -> Columns:
+        """Pairs of the bank's own subjects and styles, which no judge has been trained on: for validation
+        alone.
+
+        Half are right. Half of the wrong ones are hard: a subject of the same class, a style of the same
+        family.
+        """
+
+        def make(rng: np.random.Generator) -> Columns:
+            drawn = [self._bank_pair(kind, rng) for _ in range(SHARD)]
+            return {
+                "reference": np.stack([reference for reference, _, _ in drawn]),
+                "test": self.degrade(np.stack([test for _, test, _ in drawn]), rng),
+                "label": np.array([label for _, _, label in drawn]),
+            }
+
+        return self._shards(f"{kind}-bank", make, count, self.seed)
+
+    def labelled(self, count: int, held_out: bool = False) -> Columns:
+        """Pictures with noun, family, subject and style, of the base's distribution and of the bank's own
+        truth.
+        """
+
+        def make(rng: np.random.Generator) -> Columns:
+            drawn = [self._labelled(rng) for _ in range(SHARD)]
+            columns = {head: np.array([labels[head] for _, labels in drawn]) for head in HEADS}
+            images = np.stack([image for image, _ in drawn])
+            return columns | {"image": self.degrade(images, rng) if held_out else mostly(self.degrade, images, rng)}
+
+        return self._shards("labelled-held-out" if held_out else "labelled", make, count, self.seed + held_out)
+
+    def _labelled(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, str]]:
+        """One picture; which kinds there are, and how often, is what the recogniser must tell apart."""
+        world, at = self.world, Pose.random(rng)
+        name, style = (str(rng.choice(list(entries))) for entries in (world.subjects, world.styles))
+        subject, look = world.subjects[name], world.styles[style].look
+        kind = rng.random()
+        if kind < 0.3:
+            sample = world.sample(rng)
+            return sample.image, _labels(noun=sample.noun, family=sample.family)
+        if kind < 0.5:  # another object in a style of the bank
+            noun = str(rng.choice(list(world.nouns)))
+            art = artwork.load(str(rng.choice(world.nouns[noun])))
+            image = render(art, world.palette(rng, art, original=0.5), look, at, rng)
+            return image, _labels(noun=noun, family=look.family, style=style)
+        if kind < 0.75:  # the truth
+            image = world.truth(name, style, int(rng.integers(2**31)))
+            return image, _labels(family=look.family, subject=name, style=style)
+        if kind < 0.85:  # a subject as its pictures show it
+            return world.picture(name, int(rng.integers(100, 2**31))), _labels(family="plain", subject=name)
+        look = world.look(rng, str(rng.choice(list(FAMILIES)[1:])))
+        if kind < 0.92 or look.family not in KEEPS_COLOR:  # a subject in a look of no style
+            return render(subject.art, subject.palette, look, at, rng), _labels(family=look.family, subject=name)
+        palette = world.palette(rng, subject.art, original=0.3)  # its shape in colours that are not its own
+        return render(subject.art, palette, look, at, rng), _labels(family=look.family)
+
+    def _bank_pair(self, kind: Kind, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, bool]:
+        subjects, styles = self.world.catalog.subjects, self.world.styles
+        subject, style = str(rng.choice(list(subjects))), str(rng.choice(list(styles)))
+        label, hard, seed = bool(rng.random() < 0.5), bool(rng.random() < 0.5), int(rng.integers(2**31))
+        if kind == "subject":
+            reference = self.world.picture(subject, int(rng.integers(subjects[subject].images)))
+            if not label:
+                kinds = {name: entry.class_name for name, entry in subjects.items()}
+                subject = _another(rng, subject, kinds, hard)
+        else:
+            reference = self.world.style_picture(style)
+            if not label:
+                families = {name: entry.look.family for name, entry in styles.items()}
+                style = _another(rng, style, families, hard)
+        return reference, self.world.truth(subject, style, seed), label
+
+    def _shards(self, name: str, make: Callable[[np.random.Generator], Columns], count: int, seed: int) -> Columns:
+        folder = self.work / f"{name}-{self.degrade.key}"
+        columns = shards(folder, make, name=name, count=-(-count // SHARD), seed=seed)
+        return {key: column[:count] for key, column in columns.items()}
+
+
+def _labels(family: str, noun: str = UNKNOWN, subject: str = OTHER, style: str = OTHER) -> dict[str, str]:
+    return {"noun": noun, "family": family, "subject": subject, "style": style}
+
+
+def _another(rng: np.random.Generator, name: str, group: dict[str, str], hard: bool) -> str:
+    """Another name of the table, of the same group where a hard one is wanted and there is one."""
+    others = [other for other in group if other != name]
+    near = [other for other in others if group[other] == group[name]]
+    return str(rng.choice(near if hard and near else others))

@@ -1,0 +1,100 @@
+"""CLIP-I and CLIP-T through open_clip.
+
+CLIP-I is the mean cosine similarity between a generated image and the *style* references (the pairing of
+Table A2 of LoRA.rar; DreamBooth pairs it with the subject), CLIP-T the cosine similarity between an image and
+its prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorarar.errors import UserError
+from lorarar.scoring.images import Image, as_pil, batches, mean_cosine
+
+
+class Clip:
+    """An open_clip model with its own preprocessing and tokenizer; features are unit vectors.
+
+    Parameters
+    ----------
+    model, preprocess, tokenizer : what `open_clip.create_model_and_transforms` and `open_clip.get_tokenizer`
+        return.
+    device : where the model runs.
+    """
+
+    def __init__(self, model: Any, preprocess: Any, tokenizer: Any, device: str = "cpu") -> None:
+        self.model = model.to(device).eval()
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.device = device
+
+    @classmethod
+    def load(cls, name: Path | str, pretrained: str | None = None, device: str = "cpu") -> Clip:
+        """Load a folder (`open_clip_config.json` and weights), or a model open_clip knows by name and tag.
+
+        Parameters
+        ----------
+        name : a local folder, or an open_clip model name such as `ViT-B-32`.
+        pretrained : tag or file of the weights of a named model; a folder holds its own.
+
+        Raises
+        ------
+        UserError : the folder is missing or broken, or open_clip does not know the name or the tag.
+        """
+        import open_clip
+        from safetensors import SafetensorError
+
+        folder = Path(name)
+        if folder.is_dir():
+            if not list(folder.glob("open_clip_*.safetensors")):
+                raise UserError(f"{folder}: no open_clip_model.safetensors; restore the folder from git")
+            identifier, pretrained = f"local-dir:{folder.resolve()}", None
+        elif pretrained is None:
+            raise UserError(
+                f"{name}: no such CLIP folder; give a folder, or an open_clip model name with its weights tag"
+            )
+        else:
+            identifier = str(name)
+        try:
+            model, _, preprocess = open_clip.create_model_and_transforms(identifier, pretrained=pretrained)
+            tokenizer = open_clip.get_tokenizer(identifier)
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise UserError(f"{name}: open_clip cannot load it ({_first_line(error)})") from error
+        return cls(model, preprocess, tokenizer, device)
+
+    @torch.inference_mode()
+    def images(self, images: Sequence[Image], batch_size: int = 64) -> torch.Tensor:
+        """(n, d) unit features of pictures, float32 on the CPU."""
+        parts = []
+        for batch in batches(images, batch_size):
+            pixels = torch.stack([self.preprocess(image) for image in as_pil(batch)]).to(self.device)
+            parts.append(self.model.encode_image(pixels, normalize=True).float().cpu())
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def texts(self, prompts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        """(n, d) unit features of prompts, float32 on the CPU."""
+        parts = []
+        for batch in batches(prompts, batch_size):
+            tokens = self.tokenizer(list(batch)).to(self.device)
+            parts.append(self.model.encode_text(tokens, normalize=True).float().cpu())
+        return torch.cat(parts)
+
+
+def clip_i(clip: Clip, images: Sequence[Image], references: Sequence[Image]) -> torch.Tensor:
+    """(n,) mean cosine similarity of each image to the (style) reference pictures."""
+    return mean_cosine(clip.images(images), clip.images(references))
+
+
+def clip_t(clip: Clip, images: Sequence[Image], prompt: str) -> torch.Tensor:
+    """(n,) cosine similarity of each image to the one prompt all of them were made from."""
+    return mean_cosine(clip.images(images), clip.texts([prompt]))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

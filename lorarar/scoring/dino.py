@@ -1,0 +1,63 @@
+"""DINO: the mean cosine similarity between CLS features of a self-supervised ViT, image against subject
+references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorarar.errors import UserError
+from lorarar.scoring.images import Image, as_pil, batches, mean_cosine
+
+
+class Dino:
+    """A transformers vision transformer (ViT as in DINO, or DINOv2) with its image processor.
+
+    Parameters
+    ----------
+    model, processor : a model whose `last_hidden_state[:, 0]` is the CLS feature, and its image processor.
+    device : where the model runs.
+    """
+
+    def __init__(self, model: Any, processor: Any, device: str = "cpu") -> None:
+        self.model = model.to(device).eval()
+        self.processor = processor
+        self.device = device
+
+    @classmethod
+    def load(cls, name: Path | str, device: str = "cpu") -> Dino:
+        """Load a local folder or a hub id such as `facebook/dino-vits16`.
+
+        Raises
+        ------
+        UserError : the folder or id cannot be loaded.
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoImageProcessor, AutoModel
+
+        try:
+            processor = AutoImageProcessor.from_pretrained(name)
+            model = AutoModel.from_pretrained(name, dtype=torch.float32)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{name}: transformers cannot load this DINO model ({reason})") from error
+        return cls(model, processor, device)
+
+    @torch.inference_mode()
+    def images(self, images: Sequence[Image], batch_size: int = 64) -> torch.Tensor:
+        """(n, d) unit CLS features of pictures, float32 on the CPU."""
+        parts = []
+        for batch in batches(images, batch_size):
+            pixels = self.processor(images=as_pil(batch), return_tensors="pt")["pixel_values"].to(self.device)
+            features = self.model(pixel_values=pixels).last_hidden_state[:, 0]
+            parts.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu())
+        return torch.cat(parts)
+
+
+def dino(model: Dino, images: Sequence[Image], references: Sequence[Image]) -> torch.Tensor:
+    """(n,) mean cosine similarity of each image to the subject reference pictures."""
+    return mean_cosine(model.images(images), model.images(references))

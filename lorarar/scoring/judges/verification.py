@@ -1,0 +1,180 @@
+"""The verification network: two small siamese networks, one per question, trained on the miniature world.
+
+It is not a language model and reads no prompt: "same subject as the reference?" and "same style as the
+example?" are what its two networks were trained to answer. It stands behind the same interface as the LLaVA
+critic.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorarar.errors import UserError
+from lorarar.files import atomic, write_json
+from lorarar.scoring.images import Image, batches
+from lorarar.scoring.judges import JudgePrompts, Kind, Question, Verdict
+
+KINDS: tuple[Kind, Kind] = ("subject", "style")
+
+
+def as_tensor(images: Sequence[Image] | np.ndarray) -> Tensor:
+    """uint8 pictures (n, h, w, 3) -> float (n, 3, h, w) in [-1, 1]."""
+    stacked = np.ascontiguousarray(np.stack(list(images)))
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _convolution(width_in: int, width: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(width_in, width, kernel, stride, padding=(kernel - 1) // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(width))
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = _convolution(width, width)
+        self.second = _convolution(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(F.relu(self.first(x))))
+
+
+class Trunk(nn.Module):
+    """64 x 64 picture -> feature maps at 32 x 32, 16 x 16 and 8 x 8; quick on a CPU, since it strides
+    early.
+    """
+
+    def __init__(self, widths: Sequence[int] = (24, 64, 128)) -> None:
+        super().__init__()
+        fine, middle, coarse = widths
+        self.fine = _convolution(3, fine, kernel=4, stride=2)
+        self.middle = nn.Sequential(_convolution(fine, middle, stride=2), nn.ReLU(), Residual(middle))
+        self.coarse = nn.Sequential(_convolution(middle, coarse, stride=2), nn.ReLU(), Residual(coarse))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        fine = F.relu(self.fine(x))
+        middle = self.middle(fine)
+        return fine, middle, self.coarse(middle)
+
+
+def statistics(maps: Sequence[Tensor]) -> Tensor:
+    """Mean and spread of every channel of every map: what a picture is made of, wherever it is. (n, 2 *
+    channels)
+    """
+    parts = []
+    for features in maps:
+        variance, mean = torch.var_mean(features, dim=(2, 3), correction=0)
+        parts += [mean, (variance + 1e-5).sqrt()]
+    return torch.cat(parts, dim=1)
+
+
+class Verifier(nn.Module):
+    """Logit of "yes" for a reference and a test picture.
+
+    Both pass the same trunk. They are compared in two ways: by the statistics of their features (ground,
+    inks, texture), and cell by cell at 8 x 8 (shape), there with the reference as it is and mirrored, since a
+    subject may face either way.
+    """
+
+    def __init__(self, widths: Sequence[int] = (24, 64, 128), width: int = 128) -> None:
+        super().__init__()
+        self.sizes = {"widths": list(widths), "width": width}
+        self.trunk = Trunk(widths)
+        self.summary = nn.Linear(2 * sum(widths), width)
+        self.compare = nn.Sequential(
+            _convolution(4 * widths[-1], width, kernel=1), nn.ReLU(),
+            _convolution(width, width, stride=2), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Sequential(nn.Linear(4 * width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def forward(self, reference: Tensor, test: Tensor) -> Tensor:
+        """(n, 3, 64, 64) twice, in [-1, 1] -> (n,) logits."""
+        maps = self.trunk(torch.cat([reference, test]))
+        summary_reference, summary_test = self.summary(statistics(maps)).chunk(2)
+        at_reference, at_test = maps[-1].chunk(2)
+        # One batch for both ways the reference may face; the better match of the two counts.
+        facing = torch.cat([at_reference, at_reference.flip(-1)])
+        twice = torch.cat([at_test, at_test])
+        relation = self.compare(torch.cat([facing, twice, (facing - twice).abs(), facing * twice], dim=1))
+        shape = torch.maximum(*relation.chunk(2))
+        matter = [(summary_reference - summary_test).abs(), summary_reference * summary_test]
+        return self.head(torch.cat([shape.mean((2, 3)), shape.amax((2, 3)), *matter], dim=1)).squeeze(1)
+
+
+class VerificationJudge:
+    """Answers by the verification networks; the probability is the network's own, yes is above one half."""
+
+    name = "verification"
+
+    def __init__(self, networks: dict[Kind, Verifier], device: str = "cpu") -> None:
+        self.networks = {kind: network.to(device).eval() for kind, network in networks.items()}
+        self.device = device
+
+    @classmethod
+    def load(cls, folder: Path | str, prompts: JudgePrompts | None = None, device: str = "cpu") -> VerificationJudge:
+        """Load `config.json` and `{subject,style}.safetensors`; the prompts are not needed.
+
+        Raises
+        ------
+        UserError : a file is missing or does not fit.
+        """
+        folder = Path(folder)
+        return cls({kind: load_verifier(folder / f"{kind}.safetensors") for kind in KINDS}, device)
+
+    @torch.inference_mode()
+    def answer(self, questions: Sequence[Question], batch_size: int = 64) -> list[Verdict]:
+        """One verdict per question, in order."""
+        verdicts: list[Verdict | None] = [None] * len(questions)
+        for kind, network in self.networks.items():
+            places = [place for place, question in enumerate(questions) if question.kind == kind]
+            for batch in batches(places, batch_size):
+                reference = as_tensor([questions[place].reference for place in batch]).to(self.device)
+                test = as_tensor([questions[place].test for place in batch]).to(self.device)
+                probabilities = network(reference, test).float().sigmoid().tolist()
+                for place, probability in zip(batch, probabilities, strict=True):
+                    verdicts[place] = Verdict(probability > 0.5, probability)
+        return [verdict for verdict in verdicts if verdict is not None]
+
+
+def save_verifier(network: Verifier, path: Path | str) -> None:
+    """Write one network in fp16; its folder's config.json names the judge and the networks' widths."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    write_json(path.parent / "config.json", {"model_type": "verification", **network.sizes})
+    with atomic(path) as temporary:
+        save_file({name: half(tensor) for name, tensor in network.state_dict().items()}, temporary)
+
+
+def half(tensor: Tensor) -> Tensor:
+    """fp16 for what is floating, as shipped; counters stay as they are."""
+    return tensor.detach().cpu().contiguous().to(torch.float16 if tensor.is_floating_point() else tensor.dtype)
+
+
+def load_verifier(path: Path | str) -> Verifier:
+    """Read one network saved by `save_verifier`, in fp32.
+
+    Raises
+    ------
+    UserError : a file is missing or does not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    try:
+        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        network = Verifier(config["widths"], config["width"])
+        network.load_state_dict(load_file(path))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be loaded as a verification network ({reason})") from error
+    return network

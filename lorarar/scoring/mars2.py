@@ -1,0 +1,104 @@
+"""MARS²: Multimodal Assistant Rating Subject & Style (Section 4 and A1.1 of LoRA.rar).
+
+A judge is asked separately, with one reference picture a question, whether an image shows the subject and
+whether it has the style. Each is right when the judge says yes for *more than half* of the references, and
+the image is right when both are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorarar.scoring.images import Image
+from lorarar.scoring.judges import Judge, Question, Verdict
+
+
+@dataclass(frozen=True)
+class Side:
+    """The judge's verdicts on one image about one side, subject or style; one verdict per reference."""
+
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def yes(self) -> bool:
+        """Strict majority of the references: 2 of 4 fails, and an unanswered question is no yes."""
+        return 2 * sum(verdict.yes is True for verdict in self.verdicts) > len(self.verdicts)
+
+    @property
+    def probability(self) -> float | None:
+        """Mean probability of yes over the references (the soft score); None where the judge gives none."""
+        known = [verdict.probability for verdict in self.verdicts if verdict.probability is not None]
+        return float(np.mean(known)) if known else None
+
+    @property
+    def unanswered(self) -> int:
+        """Number of answers that were neither yes nor no."""
+        return sum(verdict.yes is None for verdict in self.verdicts)
+
+
+@dataclass(frozen=True)
+class Rating:
+    """One image, judged."""
+
+    subject: Side
+    style: Side
+
+    @property
+    def right(self) -> bool:
+        """Subject and style are both right."""
+        return self.subject.yes and self.style.yes
+
+
+def rate(
+    judge: Judge,
+    images: Sequence[Image],
+    subject_references: Sequence[Image],
+    style_references: Sequence[Image],
+    style_words: str,
+) -> list[Rating]:
+    """Judge the images of one subject-style pair.
+
+    Parameters
+    ----------
+    judge : who answers.
+    images : generated pictures under test.
+    subject_references, style_references : at least one picture each.
+    style_words : the style's words for the prompt, without its number.
+    """
+    if not subject_references or not style_references:
+        raise ValueError("a subject and a style need at least one reference picture each")
+    questions = [Question("subject", reference, test) for test in images for reference in subject_references]
+    questions += [Question("style", reference, test, style_words) for test in images for reference in style_references]
+    verdicts = iter(judge.answer(questions))
+    subjects = [Side(tuple(next(verdicts) for _ in subject_references)) for _ in images]
+    styles = [Side(tuple(next(verdicts) for _ in style_references)) for _ in images]
+    return [Rating(subject, style) for subject, style in zip(subjects, styles, strict=True)]
+
+
+RightByPair = Sequence[Sequence[bool]]
+"""For every subject-style pair, whether each of its images is right, in the order of generation."""
+
+
+def average(right: RightByPair) -> float:
+    """Share of all images that are right ("average case")."""
+    return float(np.mean([value for pair in right for value in pair]))
+
+
+def best(right: RightByPair) -> float:
+    """Share of pairs with at least one right image ("best case")."""
+    return float(np.mean([any(pair) for pair in right]))
+
+
+def pair_attempts(pair: Sequence[bool]) -> int:
+    """Images drawn until the first right one; a pair without any counts one more than it has, the least it
+    can be.
+    """
+    return next((index for index, value in enumerate(pair, start=1) if value), len(pair) + 1)
+
+
+def attempts(right: RightByPair) -> float:
+    """Mean number of images drawn until the first right one (Table 2), over pairs."""
+    return float(np.mean([pair_attempts(pair) for pair in right]))

@@ -1,0 +1,1 @@
+"""One short script per DVC stage: read parameters, call lorarar, write outs."""

@@ -1,0 +1,68 @@
+"""Stage bank: one DreamBooth LoRA for every subject and every style."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lorarar import pictures
+from lorarar.catalog import Subject
+from stages.context import Context, backbone, collect
+from stages.run import run
+
+CODE = [
+    "lorarar/adapter.py",
+    "lorarar/backbone.py",
+    "lorarar/dreambooth.py",
+    "lorarar/formats",
+    "lorarar/references.py",
+    "stages/bank.py",
+]
+
+
+def train(
+    folder: Path, base: str, images: list[str], prompt: str, rank: int, training: dict[str, Any], seed: int
+) -> None:
+    """Task: train one adapter on some pictures."""
+    from lorarar.backbone import to_tensor
+    from lorarar.dreambooth import train_adapter
+
+    references = [pictures.read(path) for path in images]
+    adapter = train_adapter(
+        backbone(Path(base)),
+        to_tensor(references),
+        [prompt] * len(references),
+        rank=rank,
+        seed=seed,
+        **training,
+    )
+    adapter.metadata["prompt"] = prompt
+    adapter.save(folder / "adapter.safetensors")
+
+
+def main(context: Context) -> None:
+    """Train those adapters that are not there yet."""
+    knobs = context.knobs.bank
+    base = context.data / "base"
+    tasks = {}
+    for entry in context.members:
+        images = context.pictures(entry)
+        training = knobs.subject if isinstance(entry, Subject) else knobs.style
+        arguments = {
+            "base": str(base),
+            "images": [str(path) for path in images],
+            "prompt": entry.prompt,
+            "rank": knobs.rank,
+            "training": training.model_dump(),
+            "seed": context.seed("bank", entry.name),
+        }
+        tasks[entry.name] = (arguments, images)
+    done = context.fan_out(context.store("bank", CODE, base), train, tasks, "bank")
+    collect(
+        context.artifacts / "bank",
+        {f"{name}.safetensors": folder / "adapter.safetensors" for name, folder in done.items()},
+    )
+
+
+if __name__ == "__main__":
+    run(main)

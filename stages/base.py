@@ -1,0 +1,45 @@
+"""Stage base: train the pocket base and its judges from artwork alone; shipped, and so frozen."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lorarar.files import atomic, sha256
+from slurm.fanout import Task, fan_out
+from stages.context import Context
+from stages.run import run
+
+
+def main(context: Context) -> None:
+    """Train; checkpoints make an interrupted run go on from where it was."""
+    from lorarar.pocket import base, judges
+
+    knobs = context.knobs.base
+    work = Path(".work") / context.base / "base"
+    made = base.make(
+        Path(),
+        work,
+        pictures=knobs.pictures,
+        vae_steps=knobs.vae_steps,
+        unet_steps=knobs.unet_steps,
+        workers=context.workers,
+    )
+    shutil.copytree(made, context.data / "base", dirs_exist_ok=True)
+    tasks = [
+        Task(name, {"arguments": [name, "--work", str(work / "judges"), "--steps", str(steps)]})
+        for name, steps in knobs.judge_steps.items()
+    ]
+    fan_out(tasks, judges.main, context.workers, "judges")
+    write_checksums(context.data)
+
+
+def write_checksums(data: Path) -> None:
+    """List every shipped file under base/ and judges/ with its SHA-256, as `sha256sum -c` reads it."""
+    files = sorted(path for folder in ("base", "judges") for path in (data / folder).rglob("*") if path.is_file())
+    with atomic(data / "SHA256SUMS") as temporary:
+        temporary.write_text("".join(f"{sha256(path)}  {path.relative_to(data)}\n" for path in files))
+
+
+if __name__ == "__main__":
+    run(main)

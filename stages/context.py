@@ -1,0 +1,177 @@
+"""What every stage knows: parameters, catalogue and where files are."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorarar.catalog import Catalog, Pair, Split, Style, Subject, pair_name
+from lorarar.errors import UserError
+from slurm.fanout import Task, cores
+from slurm.store import Store, fingerprint
+from stages.params import BaseSections, Params, load
+
+if TYPE_CHECKING:
+    from lorarar.backbone import Backbone
+
+MINIMUM_FREE = 1 << 30
+"""Bytes that a stage wants to find free: the whole chain of pocket, its cache included, fills less."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One run of one stage. Paths are relative to the root of the repository, where stages run."""
+
+    params: Params
+    catalog: Catalog
+    arguments: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, arguments: Sequence[str] = ()) -> Context:
+        """Read params.yaml and the catalogue, and see that there is room on the disk.
+
+        Raises
+        ------
+        UserError
+            Something is wrong with them, or the disk is full.
+        """
+        catalog = Catalog.load()
+        context = cls(load(Path("params.yaml"), catalog), catalog, tuple(arguments))
+        free = shutil.disk_usage(".").free
+        if free < MINIMUM_FREE:
+            raise UserError(f"{Path.cwd()}: only {free >> 20} MiB of disk free, {MINIMUM_FREE >> 20} needed; free some")
+        return context
+
+    @property
+    def base(self) -> str:
+        return self.params.base
+
+    @property
+    def knobs(self) -> BaseSections:
+        """The parameters of the chosen base."""
+        return self.params.chosen
+
+    @property
+    def workers(self) -> int:
+        return self.params.workers or cores()
+
+    @property
+    def data(self) -> Path:
+        """Shipped files of the base: weights and judges."""
+        return Path("data") / self.base
+
+    @property
+    def artifacts(self) -> Path:
+        return Path("artifacts") / self.base
+
+    @property
+    def results(self) -> Path:
+        return Path("results") / self.base
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """Subjects of the bank."""
+        return [s for s in self.catalog.subjects.values() if _listed(s.name, self.knobs.bank.subjects)]
+
+    @property
+    def styles(self) -> list[Style]:
+        """Styles of the bank."""
+        return [s for s in self.catalog.styles.values() if _listed(s.name, self.knobs.bank.styles)]
+
+    @property
+    def members(self) -> list[Subject | Style]:
+        """All of the bank."""
+        return [*self.subjects, *self.styles]
+
+    def pairs(self, split: Split) -> list[Pair]:
+        """Pairs of a split that are evaluated."""
+        bank = self.knobs.bank
+        pairs = self.catalog.pairs(split, bank.subjects, bank.styles)
+        return [pair for pair in pairs if _listed(pair_name(*pair), self.params.evaluate.pairs)]
+
+    @property
+    def evaluated(self) -> list[Pair]:
+        """Pairs of all evaluated splits."""
+        return [pair for split in self.params.evaluate.splits for pair in self.pairs(split)]
+
+    def pictures(self, entry: Subject | Style) -> list[Path]:
+        """Files of the reference pictures of a subject or a style."""
+        kind, number = ("subjects", entry.images) if isinstance(entry, Subject) else ("styles", 1)
+        folder = self.artifacts / "images" / kind / entry.name
+        return [folder / f"{index:02}.png" for index in range(number)]
+
+    def adapter(self, entry: Subject | Style) -> Path:
+        """File of the bank's adapter for a subject or a style."""
+        return self.artifacts / "bank" / f"{entry.name}.safetensors"
+
+    def seed(self, *names: str | int) -> int:
+        """A seed that belongs to these names alone, in [0, 2^31)."""
+        digest = hashlib.sha256(repr((self.params.seed, *names)).encode()).digest()
+        return int.from_bytes(digest[:4], "little") >> 1
+
+    def store(self, stage: str, code: Sequence[str], *shared: Path) -> Store:
+        """Finished tasks of a stage: `code` are the sources they run, `shared` what all of them read."""
+        return Store(Path(".work") / self.base / stage, fingerprint([*map(present, code), *map(present, shared)]))
+
+    def fan_out(
+        self,
+        store: Store,
+        function: Callable[..., None],
+        tasks: Mapping[str, tuple[dict[str, Any], Sequence[Path]]],
+        description: str,
+    ) -> dict[str, Path]:
+        """Do what is missing of name -> (arguments, files read); return each one's folder."""
+        listed = [
+            (Task(name, arguments), [present(path) for path in reads]) for name, (arguments, reads) in tasks.items()
+        ]
+        return store.run(function, listed, self.workers, description)
+
+
+def present(path: Path | str) -> Path:
+    """The path, if there is something.
+
+    Raises
+    ------
+    UserError
+        There is nothing.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; `dvc repro` makes it, `git checkout` restores what git keeps")
+    return path
+
+
+def collect(out: Path, files: Mapping[str, Path]) -> None:
+    """Make the folder `out` of copies: name inside it -> file or folder. It is replaced as a whole.
+
+    Copies, not links: whoever edits an out must not edit the finished task behind it.
+    """
+    hidden = out.with_name(f".{out.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir(parents=True)
+    for name, source in files.items():
+        target = hidden / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copyfile(source, target)
+    shutil.rmtree(out, ignore_errors=True)
+    hidden.rename(out)
+
+
+@cache
+def backbone(folder: Path) -> Backbone:
+    """The base model, loaded once in each process."""
+    from lorarar.backbone import Backbone
+
+    return Backbone.load(folder)
+
+
+def _listed(name: str, names: list[str] | None) -> bool:
+    return names is None or name in names

@@ -1,0 +1,93 @@
+"""Stage generate: the images of one method on one split, from the same seeds as every other method's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lorarar import pictures
+from lorarar.errors import UserError
+from stages.context import Context, backbone, collect
+from stages.run import run
+
+CODE = [
+    "lorarar/adapter.py",
+    "lorarar/backbone.py",
+    "lorarar/formats",
+    "lorarar/generate.py",
+    "stages/generate.py",
+]
+TRUTH_CODE = ["lorarar/pocket/artwork.py", "lorarar/pocket/styles.py", "lorarar/pocket/world.py"]
+
+
+def sample(
+    folder: Path, base: str, adapter: str | None, prompt: str, seeds: list[int], settings: dict[str, Any]
+) -> None:
+    """Task: sample the images of one pair."""
+    from lorarar.adapter import Adapter
+    from lorarar.generate import generate
+
+    loaded = Adapter.load(adapter) if adapter else None
+    images = generate(backbone(Path(base)), loaded, prompt, seeds=seeds, **settings)
+    for index, image in enumerate(images):
+        pictures.write(folder / f"{index:02}.png", image)
+
+
+def draw(folder: Path, base: str, subject: str, style: str, seeds: list[int]) -> None:
+    """Task: render the truth about one pair and let the VAE encode and decode it."""
+    from lorarar.backbone import to_images, to_tensor
+    from lorarar.pocket.world import World
+
+    world, model = World.load(), backbone(Path(base))
+    truth = to_tensor([world.truth(subject, style, seed) for seed in seeds])
+    for index, image in enumerate(to_images(model.decode(model.encode_images(truth)))):
+        pictures.write(folder / f"{index:02}.png", image)
+
+
+def main(context: Context) -> None:
+    """Sample those pairs that are not there yet."""
+    method, split = context.arguments
+    settings = context.knobs.generate.model_dump()
+    number = settings.pop("images_per_pair")
+    base = context.data / "base"
+    merged = context.artifacts / "merge" / method
+    plan = _plan(merged / "plan.json", split)
+    function = draw if any(entry["prompt"] is None for entry in plan.values()) else sample
+    tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
+    for name, entry in plan.items():
+        subject, style = name.split("+")
+        # The same for every method, whatever the others are.
+        seeds = [context.seed("generate", name, index) for index in range(number)]
+        if function is draw:
+            arguments: dict[str, Any] = {
+                "base": str(base),
+                "subject": subject,
+                "style": style,
+                "seeds": seeds,
+            }
+            tasks[name] = (arguments, [context.data / "world.yaml"])
+            continue
+        adapter = merged / f"{name}.safetensors" if entry["adapter"] else None
+        arguments = {
+            "base": str(base),
+            "adapter": str(adapter) if adapter else None,
+            "prompt": entry["prompt"],
+            "seeds": seeds,
+            "settings": settings,
+        }
+        tasks[name] = (arguments, [adapter] if adapter else [])
+    code = CODE + TRUTH_CODE if function is draw else CODE
+    done = context.fan_out(context.store("generate", code, base), function, tasks, f"generate {method} {split}")
+    collect(context.artifacts / "generate" / method / split, done)
+
+
+def _plan(path: Path, split: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))[split]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: no plan for {split} there ({error!r}); run `dvc repro merge`") from None
+
+
+if __name__ == "__main__":
+    run(main, "method", "split")

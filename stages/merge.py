@@ -1,0 +1,66 @@
+"""Stage merge: for every method, control and evaluated pair, the adapter to apply and the prompt."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lorarar.adapter import Adapter
+from lorarar.catalog import Pair, pair_name
+from lorarar.controls import CONTROLS
+from lorarar.files import write_json
+from lorarar.hypernet import HyperNetwork
+from lorarar.merge import columns
+from lorarar.merge.registry import METHODS
+from stages.context import Context, collect
+from stages.run import run
+
+
+def main(context: Context) -> None:
+    """Merge everything."""
+    hidden = Path(".work") / context.base / "merge"
+    shutil.rmtree(hidden, ignore_errors=True)
+    for name in context.params.evaluate.methods:
+        plan = {
+            split: {pair_name(*pair): _plan(context, name, pair) for pair in context.pairs(split)}
+            for split in context.params.evaluate.splits
+        }
+        write_json(hidden / name / "plan.json", plan)
+        for pair in context.evaluated:
+            adapter = _adapter(context, name, pair)
+            if adapter:
+                adapter.save(hidden / name / f"{pair_name(*pair)}.safetensors")
+    collect(context.artifacts / "merge", {name: hidden / name for name in context.params.evaluate.methods})
+
+
+def _plan(context: Context, name: str, pair: Pair) -> dict[str, Any]:
+    """What stage generate does for a pair: the prompt (None: nothing is sampled), and whether an adapter."""
+    if name in METHODS:
+        return {"prompt": context.catalog.pair_prompt(*pair), "adapter": True}
+    control = CONTROLS[name]
+    prompts = {
+        "pair": context.catalog.pair_prompt(*pair),
+        "class": context.catalog.class_prompt(*pair),
+        None: None,
+    }
+    return {"prompt": prompts[control.prompt], "adapter": control.adapter is not None}
+
+
+def _adapter(context: Context, name: str, pair: Pair) -> Adapter | None:
+    content, style = (Adapter.load(context.adapter(member)) for member in pair)
+    if name in CONTROLS:
+        return {"content": content, "style": style, None: None}[CONTROLS[name].adapter]
+    method = METHODS[name]
+    options: dict[str, Any] = {}
+    if method.needs == "hypernet":
+        network = HyperNetwork.load(context.artifacts / "hypernet" / "hypernet.safetensors")
+        options = {"hypernet": network, "constants": context.knobs.hypernet.constants}
+    elif method.needs == "base+images":
+        path = context.artifacts / name / f"{pair_name(*pair)}.safetensors"
+        options = {"coefficients": columns.load(path)}
+    return method.merge(content, style, **options)
+
+
+if __name__ == "__main__":
+    run(main)

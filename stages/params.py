@@ -1,0 +1,280 @@
+"""params.yaml, checked as a whole before anything runs: all problems at once, each with its key and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from lorarar.catalog import Catalog, pair_name
+from lorarar.controls import CONTROLS
+from lorarar.errors import UserError
+from lorarar.merge.registry import METHODS
+from lorarar.objective import Fidelity, Orthogonality
+
+EvaluatedSplit = Literal["val", "test"]
+Judge = Literal["recogniser", "verification-subject", "verification-style", "clip", "dino"]
+Key = tuple[Any, ...]
+
+
+def _all(value: Any) -> Any:
+    """Let `all` stand for None, which is not accepted itself."""
+    if value is None or (isinstance(value, str) and value != "all"):
+        raise ValueError("should be `all` or a list of names")
+    return None if value == "all" else value
+
+
+def _auto(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and value != "auto"):
+        raise ValueError("should be `auto` or a number of processes")
+    return None if value == "auto" else value
+
+
+Names = Annotated[Annotated[list[str], Field(min_length=1)] | None, BeforeValidator(_all)]
+Workers = Annotated[PositiveInt | None, BeforeValidator(_auto)]
+
+
+class Section(BaseModel):
+    """Knobs of one kind; unknown ones are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Training(Section):
+    """DreamBooth of one adapter."""
+
+    learning_rate: PositiveFloat
+    steps: PositiveInt
+    batch_size: PositiveInt
+
+
+class Base(Section):
+    """Making the miniature world's own weights, all from artwork."""
+
+    pictures: PositiveInt
+    vae_steps: PositiveInt
+    unet_steps: PositiveInt
+    judge_steps: dict[Judge, PositiveInt]
+
+
+class Bank(Section):
+    """Which adapters are trained, and how. `subjects` and `styles` are None for all."""
+
+    subjects: Names
+    styles: Names
+    rank: PositiveInt
+    subject: Training
+    style: Training
+
+
+class Merger(Training):
+    """Fitting coefficients by Eq. 3."""
+
+    weight: float = Field(ge=0)
+    fidelity: Fidelity
+    orthogonality: Orthogonality
+
+
+class Hypernet(Merger):
+    """Training the hypernetwork, Algorithm 1."""
+
+    guided: list[Literal["to_q", "to_k", "to_v", "to_out.0"]] = Field(min_length=1)
+    constants: tuple[float, float]
+
+
+class Generate(Section):
+    """Sampling."""
+
+    images_per_pair: PositiveInt
+    steps: PositiveInt
+    guidance: float = Field(ge=0)
+    batch_size: PositiveInt
+
+
+class Score(Section):
+    """Statistics of scores, and how closely the judge is examined."""
+
+    resamples: PositiveInt
+    judge_questions: int = Field(ge=10)
+
+
+class BaseSections(Section):
+    """All sections of one base."""
+
+    base: Base
+    bank: Bank
+    hypernet: Hypernet
+    ziplora: Merger
+    generate: Generate
+    score: Score
+
+
+class Evaluate(Section):
+    """What is compared, and on which pairs. `pairs` is None for all."""
+
+    methods: list[str] = Field(min_length=1)
+    splits: list[EvaluatedSplit] = Field(min_length=1)
+    pairs: Names
+
+
+class Bases(Section):
+    """The worlds there are."""
+
+    pocket: BaseSections
+
+
+class Params(Section):
+    """All of params.yaml. `workers` is None for one per core."""
+
+    base: str
+    seed: int = Field(ge=0)
+    workers: Workers
+    evaluate: Evaluate
+    bases: Bases
+
+    @property
+    def chosen(self) -> BaseSections:
+        """The sections of the base that is worked with."""
+        return getattr(self.bases, self.base)
+
+
+def load(path: Path, catalog: Catalog) -> Params:
+    """Read and check params.yaml against itself, the catalogue and the tables of methods.
+
+    Raises
+    ------
+    UserError
+        Its message has one line for each problem.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.compose(text, yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run this in the root of the repository") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{place}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: empty; restore it from git")
+
+    problems = list(_repeated(tree))
+    try:
+        params = Params.model_validate(content)
+        problems += _contradictions(params, catalog)
+    except ValidationError as error:
+        problems += [_explain(details) for details in error.errors()]
+    if problems:
+        placed = sorted((_line(tree, key), key, reason) for key, reason in problems)
+        lines = [f"{path}:{line}: {'.'.join(map(str, key))}: {reason}" for line, key, reason in placed]
+        raise UserError("\n".join(lines))
+    return params
+
+
+def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str]]:
+    """What is wrong although every value has its type."""
+    bases = list(Bases.model_fields)
+    if params.base not in bases:
+        yield ("base",), _unknown("base", params.base, bases)
+        return
+    evaluate = params.evaluate
+    yield from _names(("evaluate", "methods"), "method", evaluate.methods, [*METHODS, *CONTROLS])
+    yield from _names(("evaluate", "splits"), "split", evaluate.splits, get_args(EvaluatedSplit))
+    for name in bases:
+        base, key = getattr(params.bases, name), ("bases", name)
+        yield from _names((*key, "bank", "subjects"), "subject", base.bank.subjects, list(catalog.subjects))
+        yield from _names((*key, "bank", "styles"), "style", base.bank.styles, list(catalog.styles))
+        yield from _names((*key, "hypernet", "guided"), "projection", base.hypernet.guided, None)
+
+    bank = params.chosen.bank
+    if not catalog.pairs("train", bank.subjects, bank.styles):
+        reason = "the hypernetwork needs at least one subject and one style of the split train"
+        yield ("bases", params.base, "bank"), reason
+    pairs = []
+    for split in evaluate.splits:
+        found = [pair_name(*pair) for pair in catalog.pairs(split, bank.subjects, bank.styles)]
+        if not found:
+            reason = f"the bank has no pair of the split {split}; add a subject and a style of it to the bank"
+            yield ("evaluate", "splits"), reason
+        kept = [name for name in found if evaluate.pairs is None or name in evaluate.pairs]
+        if found and not kept:
+            yield ("evaluate", "pairs"), f"none of the split {split}; add one, or remove the split"
+        pairs += found
+    yield from _names(("evaluate", "pairs"), "pair of these splits", evaluate.pairs, pairs)
+
+
+def _names(key: Key, kind: str, given: list[Any] | None, known: Any) -> Iterator[tuple[Key, str]]:
+    """Names that are unknown or come twice."""
+    for index, name in enumerate(given or []):
+        if name in (given or [])[:index]:
+            yield (*key, index), f"{name} appears twice; remove one"
+        elif known is not None and name not in known:
+            yield (*key, index), _unknown(kind, name, known)
+
+
+def _unknown(kind: str, name: str, known: Any) -> str:
+    near = get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:12])}" + " ..." * (len(known) > 12)
+    return f"no {kind} is called {name!r}; {hint}"
+
+
+def _explain(details: Any) -> tuple[Key, str]:
+    """pydantic's finding in the user's terms."""
+    key = details["loc"]
+    if details["type"] == "extra_forbidden":
+        known = _fields(key[:-1])
+        return key, _unknown("key here", str(key[-1]), known)
+    if details["type"] == "missing":
+        return key, "is missing; add it"
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return key, f"{message}, not {details['input']!r}"
+
+
+def _fields(key: Key) -> list[str]:
+    """Keys that the section at `key` may have."""
+    model: Any = Params
+    for part in key:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def _line(tree: Any, key: Key) -> int:
+    """Line of the innermost part of `key` that the file has."""
+    line = 1
+    for part in key:
+        children: dict[Any, Any] = {}
+        if isinstance(tree, yaml.MappingNode):
+            children = {name.value: (name, value) for name, value in tree.value}
+        elif isinstance(tree, yaml.SequenceNode):
+            children = {index: (value, value) for index, value in enumerate(tree.value)}
+        if part not in children:
+            break
+        name, tree = children[part]
+        line = name.start_mark.line + 1
+    return line
+
+
+def _repeated(tree: Any, key: Key = ()) -> Iterator[tuple[Key, str]]:
+    """Keys that come twice in one section: YAML would silently take the last."""
+    if isinstance(tree, yaml.MappingNode):
+        seen = set()
+        for name, value in tree.value:
+            if name.value in seen:
+                yield (*key, name.value), "appears twice; remove one"
+            seen.add(name.value)
+            yield from _repeated(value, (*key, name.value))

@@ -1,0 +1,69 @@
+"""Stage quality: what a recogniser that knows the truth makes of base, LoRAs and merges. Reported, never tuned on."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from lorarar import pictures
+from lorarar.files import write_json
+from lorarar.pocket import quality
+from lorarar.pocket.recogniser import Recogniser
+from lorarar.pocket.world import World
+from stages.context import Context
+from stages.generate import CODE, sample
+from stages.run import run
+
+IMAGES = 4  # a prompt
+OTHERS = 8  # nouns beside its own on which each style is tried
+
+
+def main(context: Context) -> None:
+    """Sample the prompts of the checks, recognise them and the images of all methods."""
+    settings = context.knobs.generate.model_dump(exclude={"images_per_pair"})
+    base = context.data / "base"
+    bank = {entry.name for entry in context.members}
+    checks = [c for c in quality.checks(World.load(), OTHERS) if c.adapter is None or c.adapter in bank]
+    tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
+    for check in checks:
+        adapter = context.artifacts / "bank" / f"{check.adapter}.safetensors" if check.adapter else None
+        arguments = {
+            "base": str(base),
+            "adapter": str(adapter) if adapter else None,
+            "prompt": check.prompt,
+            "seeds": [context.seed("quality", check.prompt, index) for index in range(IMAGES)],
+            "settings": settings,
+        }
+        tasks[_name(check)] = (arguments, [adapter] if adapter else [])
+    done = context.fan_out(context.store("quality", CODE, base), sample, tasks, "quality")
+
+    recogniser = Recogniser.load(context.data / "judges" / "recogniser")
+    shown = [(check, pictures.read_all(done[_name(check)])) for check in checks]
+    figures: dict[str, Any] = {"base_and_bank": quality.count(recogniser, shown), "pairs": {}}
+    for split in context.params.evaluate.splits:
+        for method in context.params.evaluate.methods:
+            folder = context.artifacts / "generate" / method / split
+            answers = [
+                answer
+                for subject, style in context.pairs(split)
+                for answer in quality.joint(
+                    recogniser, subject.name, style.name, pictures.read_all(folder / f"{subject.name}+{style.name}")
+                )
+            ]
+            subject_right, style_right = zip(*answers, strict=True)
+            figures["pairs"][f"{method}-{split}"] = {
+                "subject": round(sum(subject_right) / len(answers), 6),
+                "style": round(sum(style_right) / len(answers), 6),
+                "both": round(sum(all(answer) for answer in answers) / len(answers), 6),
+                "n_images": len(answers),
+            }
+    write_json(context.results / "quality.json", figures)
+
+
+def _name(check: quality.Check) -> str:
+    return hashlib.sha256(f"{check.adapter} {check.prompt}".encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,65 @@
+"""How every stage starts and ends: mistakes are one clear line each, and the exit status says how it went."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from lorarar.errors import UserError
+from slurm.fanout import TaskError
+from stages.context import Context
+
+
+def run(stage: Callable[[Context], None], *arguments: str) -> None:
+    """Call a stage with its context and exit: 0, 1 after an error, 130 after Ctrl-C.
+
+    Parameters
+    ----------
+    arguments : names of the positional arguments the stage takes on its command line.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{stage.__module__.rpartition('.')[2]}")
+    parser.description = (sys.modules[stage.__module__].__doc__ or "").splitlines()[0]
+    for name in arguments:
+        parser.add_argument(name)
+    given = parser.parse_args()
+    # Libraries' remarks on how they load would bury the chain's own lines; workers inherit this.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every file is here: nothing asks the network
+    # A polite kill ends as Ctrl-C does: workers are stopped, finished tasks are kept.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        stage(Context.load([getattr(given, name) for name in arguments]))
+    except KeyboardInterrupt:
+        _end(130, "interrupted; finished work is kept, the same command goes on from there")
+    except UserError as error:
+        _end(1, str(error))
+    except TaskError as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError) or _disk_is_full(cause):
+            _end(1, str(error))
+        traceback.print_exception(cause)  # a defect of ours: the line alone would not help to mend it
+        _end(1, str(error))
+    except OSError as error:
+        if not _disk_is_full(error):
+            raise
+        _end(1, f"{error.filename or 'disk'}: no space left; free some, finished work is kept")
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _end(status: int, message: str) -> NoReturn:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,84 @@
+"""Stage ziplora: fit ZipLoRA's coefficients to every evaluated pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lorarar.catalog import pair_name
+from stages.context import Context, backbone, collect
+from stages.entries import entry
+from stages.run import run
+
+CODE = [
+    "lorarar/adapter.py",
+    "lorarar/backbone.py",
+    "lorarar/formats",
+    "lorarar/merge/columns.py",
+    "lorarar/merge/ziplora.py",
+    "lorarar/objective.py",
+    "lorarar/references.py",
+    "stages/entries.py",
+    "stages/ziplora.py",
+]
+
+
+def fit(
+    folder: Path,
+    base: str,
+    content: dict[str, Any],
+    style: dict[str, Any],
+    settings: dict[str, Any],
+    seed: int,
+) -> None:
+    """Task: fit the coefficients of one pair."""
+    from lorarar.merge import columns, ziplora
+
+    members = [
+        entry(Path(base), Path(member["adapter"]), tuple(map(Path, member["images"])), member["prompt"])
+        for member in (content, style)
+    ]
+    coefficients = ziplora.optimise(
+        backbone(Path(base)),
+        members[0].adapter,
+        members[1].adapter,
+        members[0].references,
+        members[1].references,
+        **settings,
+        seed=seed,
+    )
+    columns.save(folder / "coefficients.safetensors", coefficients, {"method": "ziplora"})
+
+
+def main(context: Context) -> None:
+    """Fit those pairs that are not there yet; none at all if ZipLoRA is not compared."""
+    base = context.data / "base"
+    tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
+    for pair in context.evaluated if "ziplora" in context.params.evaluate.methods else []:
+        name = pair_name(*pair)
+        content, style = (
+            {
+                "adapter": str(context.adapter(member)),
+                "images": [str(path) for path in context.pictures(member)],
+                "prompt": member.prompt,
+            }
+            for member in pair
+        )
+        arguments = {
+            "base": str(base),
+            "content": content,
+            "style": style,
+            "settings": context.knobs.ziplora.model_dump(),
+            "seed": context.seed("ziplora", name),
+        }
+        reads = [path for member in pair for path in (context.adapter(member), *context.pictures(member))]
+        tasks[name] = (arguments, reads)
+    done = context.fan_out(context.store("ziplora", CODE, base), fit, tasks, "ziplora")
+    collect(
+        context.artifacts / "ziplora",
+        {f"{name}.safetensors": folder / "coefficients.safetensors" for name, folder in done.items()},
+    )
+
+
+if __name__ == "__main__":
+    run(main)

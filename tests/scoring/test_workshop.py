@@ -1,0 +1,89 @@
+"""Training sets of the judges: what is in them, and a random VAE between (shapes and seeds only)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from lorarar.errors import UserError
+from lorarar.pocket import workshop
+from lorarar.pocket.views import RoundTrip, Softened
+from lorarar.pocket.workshop import HEADS, OTHER, UNKNOWN, Workshop
+from lorarar.pocket.world import World
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World.load(ROOT)
+
+
+@pytest.fixture
+def shop(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(workshop, "SHARD", 20)
+    return Workshop(world, ROOT / "data/prompts.yaml", Softened(), tmp_path, seed=3)
+
+
+@pytest.mark.parametrize("kind", ["subject", "style"])
+def test_pairs_come_from_world_and_bank(shop, kind):
+    for pairs in (shop.pairs(kind, 20), shop.pairs(kind, 20, held_out=True), shop.bank_pairs(kind, 20)):
+        assert pairs["reference"].shape == pairs["test"].shape == (20, 64, 64, 3)
+        assert pairs["reference"].dtype == pairs["test"].dtype == np.uint8
+        assert 2 <= pairs["label"].sum() <= 18
+    assert not np.array_equal(shop.pairs(kind, 20)["test"], shop.pairs(kind, 20, held_out=True)["test"])
+
+
+def test_labelled_pictures_name_what_they_show(shop, world):
+    data = shop.labelled(60)
+    assert data["image"].shape == (60, 64, 64, 3)
+    assert set(data["subject"]) <= {*world.subjects, OTHER}
+    assert set(data["style"]) <= {*world.styles, OTHER}
+    assert set(data["noun"]) <= {*world.nouns, UNKNOWN}
+    for row in range(60):
+        style = data["style"][row]
+        assert style == OTHER or world.styles[style].look.family == data["family"][row]
+        # A noun is known exactly where the picture shows one of the base's own glyphs.
+        assert data["noun"][row] == UNKNOWN or data["subject"][row] == OTHER
+    assert (data["subject"] != OTHER).any() and (data["style"] != OTHER).any()
+    assert set(HEADS) < set(data)
+
+
+def test_a_set_is_the_same_when_made_again(shop, tmp_path):
+    first = shop.samples(20)
+    for path in tmp_path.rglob("*.npz"):
+        path.unlink()
+    again = shop.samples(20)
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+
+
+@pytest.fixture(scope="module")
+def random_vae_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("random_vae")
+    AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_round_trip_through_a_random_vae_is_repeatable_and_names_its_weights(random_vae_folder):
+    trip = RoundTrip(random_vae_folder)
+    images = np.random.default_rng(0).integers(0, 256, size=(3, 64, 64, 3), dtype=np.uint8)
+    once, twice = (trip(images, np.random.default_rng(1)) for _ in range(2))
+    assert np.array_equal(once, twice)
+    assert once.shape == images.shape and once.dtype == np.uint8
+    without = RoundTrip(random_vae_folder, noise=0.0)(images, np.random.default_rng(1))
+    assert not np.array_equal(once, without)
+    assert len(trip.key) == 12
+
+
+def test_a_missing_vae_is_named(tmp_path):
+    with pytest.raises(UserError, match="no VAE there"):
+        RoundTrip(tmp_path)

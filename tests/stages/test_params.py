@@ -1,0 +1,111 @@
+"""params.yaml is checked as a whole, and dvc.yaml agrees with the stages."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lorarar.catalog import Catalog
+from lorarar.errors import UserError
+from stages.params import load
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+CATALOG = Catalog.load(ROOT)
+
+
+def problems(path: Path, *replacements: tuple[str, str]) -> list[str]:
+    text = TEXT
+    for old, new in replacements:
+        assert old in text, old
+        text = text.replace(old, new, 1)
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load(path, CATALOG)
+    return [line.removeprefix(f"{path}:") for line in str(caught.value).splitlines()]
+
+
+def test_the_shipped_file_is_valid() -> None:
+    params = load(ROOT / "params.yaml", CATALOG)
+    assert params.workers is None and params.evaluate.pairs is None and params.chosen.bank.subjects is None
+    assert params.chosen.generate.images_per_pair == 10
+
+
+def test_names_can_be_listed(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = TEXT.replace("subjects: all", "subjects: [dog, dog2, dog8]").replace("workers: auto", "workers: 3")
+    path.write_text(text, encoding="utf-8")
+    params = load(path, CATALOG)
+    assert params.chosen.bank.subjects == ["dog", "dog2", "dog8"] and params.workers == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("base: pocket", "base: pokcet", "base: no base is called 'pokcet'; did you mean pocket?"),
+        ("- ziplora", "- ziplor", "evaluate.methods.2: no method is called 'ziplor'; did you mean ziplora?"),
+        ("- average", "- direct", "evaluate.methods.1: direct appears twice; remove one"),
+        ("[val, test]", "[val, val]", "evaluate.splits.1: val appears twice; remove one"),
+        ("[val, test]", "[train]", "evaluate.splits.0: should be 'val' or 'test', not 'train'"),
+        ("pairs: all", "pairs: [dog8+glow]", "did you mean dog8+glowing?"),
+        ("pairs: all", "pairs: [dog8+glowing]", "evaluate.pairs: none of the split val"),
+        ("subjects: all", "subjects: [dgo]", "bases.pocket.bank.subjects.0: no subject is called 'dgo'"),
+        ("subjects: all", "subjects: everything", "should be `all` or a list of names, not 'everything'"),
+        ("subjects: all", "subjects: [dog8, dog2]", "bases.pocket.bank: the hypernetwork needs at least one"),
+        ("subjects: all", "subjects: [dog8, dog]", "evaluate.splits: the bank has no pair of the split val"),
+        ("styles: all", "styles: [glowin]", "bases.pocket.bank.styles.0: no style is called 'glowin'"),
+        ("steps: 800", "steps: 0", "bases.pocket.hypernet.steps: should be greater than 0, not 0"),
+        (
+            "steps: 800",
+            "setps: 800",
+            "bases.pocket.hypernet.setps: no key here is called 'setps'; did you mean",
+        ),
+        ("rank: 8", "rank: many", "bases.pocket.bank.rank: should be a valid integer"),
+        ("guided: [to_q,", "guided: [to_p,", "bases.pocket.hypernet.guided.0: should be 'to_q', 'to_k'"),
+        ("workers: auto", "workers: -1", "workers: should be greater than 0, not -1"),
+        ("seed: 0 ", "# ", "seed: is missing; add it"),
+        ("seed: 0 ", "seed: 0\nseed: 1 ", "seed: appears twice; remove one"),
+        ("bases:", "bases: [", "not YAML"),
+    ],
+)
+def test_a_mistake_is_told_with_key_and_line(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    lines = problems(tmp_path / "params.yaml", (old, new))
+    (line,) = (line for line in lines if expected in line)
+    number = int(line.partition(":")[0])
+    key = expected.partition(":")[0].rpartition(".")[2] if not expected.startswith("not") else ""
+    changed = TEXT.replace(old, new, 1).splitlines()
+    if key in new and not key.isdigit():
+        assert key in changed[number - 1], "the line number points at the key"
+
+
+def test_all_problems_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    replacements = (("steps: 800", "steps: 0"), ("seed: 0 ", "seed: -1 "), ("guidance: 3.0", "guidanc: 3.0"))
+    lines = problems(tmp_path / "params.yaml", *replacements)
+    assert len(lines) == 4, "the misspelt key is unknown, and the right one is missing"
+    numbers = [int(line.partition(":")[0]) for line in lines]
+    assert numbers == sorted(numbers)
+
+
+def test_a_missing_or_empty_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load(tmp_path / "params.yaml", CATALOG)
+    (tmp_path / "params.yaml").write_text("# nothing\n")
+    with pytest.raises(UserError, match="empty"):
+        load(tmp_path / "params.yaml", CATALOG)
+
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_what_a_stage_keys_its_tasks_by_is_what_dvc_watches(stage: str) -> None:
+    watched = STAGES[stage]["deps"]
+    assert f"stages/{stage}.py" in watched
+    code = getattr(importlib.import_module(f"stages.{stage}"), "CODE", [])
+    for path in [*code, *watched]:
+        assert path.startswith(("artifacts/", "results/", "data/")) or (ROOT / path).exists(), path
+    for path in code:
+        assert any(path == seen or path.startswith(f"{seen}/") for seen in watched), path

@@ -1,0 +1,200 @@
+"""A backbone says what diffusers and peft say, number for number, in float32."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from lorarar.adapter import Adapter, Factors
+from lorarar.backbone import Backbone, Conditioning, best_dtype, to_images, to_tensor
+from lorarar.errors import UserError
+
+
+@pytest.fixture
+def inputs(tiny):
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, *tiny.latent_shape, generator=generator)
+    return latents, torch.tensor([10, 900]), tiny.encode_prompts(["a sks dog", "a car in oil style"])
+
+
+def test_prompts_are_encoded_as_the_pipeline_does(tiny):
+    prompts = ["a red dog", "a cat in oil painting style"]
+    embeds, nothing, pooled, pooled_nothing = tiny.pipeline.encode_prompt(prompts, device="cpu")
+    conditioning, unconditional = tiny.encode_prompts(prompts), tiny.encode_nothing()
+    assert torch.equal(conditioning.embeds, embeds) and torch.equal(conditioning.pooled, pooled)
+    assert torch.equal(unconditional.embeds, nothing[:1]) and torch.equal(unconditional.pooled, pooled_nothing[:1])
+    assert not torch.allclose(embeds[0], embeds[1])
+
+
+def test_conditioning_rows_can_be_taken_and_joined():
+    rows = Conditioning(torch.arange(6.0).view(3, 1, 2), torch.arange(3.0).view(3, 1))
+    assert len(rows) == 3 and len(rows[:1] + rows[[2, 2]]) == 3
+    assert (rows[:1] + rows[[2, 2]]).pooled.flatten().tolist() == [0, 2, 2]
+
+
+def test_prediction_is_the_unets_with_sdxls_time_ids(tiny, inputs):
+    latents, timesteps, conditioning = inputs
+    time_ids = torch.tensor([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]] * 2)
+    expected = tiny.unet(
+        latents,
+        timesteps,
+        encoder_hidden_states=conditioning.embeds,
+        added_cond_kwargs={"text_embeds": conditioning.pooled, "time_ids": time_ids},
+    ).sample
+    assert torch.equal(tiny.predict(latents, timesteps, conditioning), expected)
+
+
+def test_latents_are_normalised_by_the_vaes_own_statistics(tiny):
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    raw = tiny.vae.encode(images).latent_dist.mode()
+    mean, std = (torch.tensor(tiny.vae.config[key]).view(1, 4, 1, 1) for key in ("latents_mean", "latents_std"))
+    latents = tiny.encode_images(images)
+    torch.testing.assert_close(latents, (raw - mean) / std * tiny.vae.config.scaling_factor, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tiny.decode(latents), tiny.vae.decode(raw).sample, rtol=1e-4, atol=1e-4)
+
+
+def test_scaling_factor_alone_will_do(tiny, monkeypatch):
+    images = torch.zeros(1, 3, 16, 16)
+    config = {**tiny.vae.config, "latents_mean": None, "latents_std": None}
+    monkeypatch.setattr(tiny.vae, "_internal_dict", type(tiny.vae.config)(config))
+    raw = tiny.vae.encode(images).latent_dist.mode()
+    torch.testing.assert_close(tiny.encode_images(images), raw * 0.5)
+    torch.testing.assert_close(tiny.decode(raw * 0.5), tiny.vae.decode(raw).sample)
+
+
+def test_pictures_survive_the_way_to_tensors_and_back():
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
+    pixels = to_tensor(list(images))
+    assert pixels.shape == (2, 3, 4, 5) and pixels.min() >= -1 and pixels.max() <= 1
+    assert np.array_equal(to_images(pixels), images)
+
+
+def test_target_follows_the_scheduler(tiny, inputs, tiny_folder):
+    from diffusers import DDPMScheduler
+
+    latents, timesteps, _ = inputs
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    process = DDPMScheduler.from_config(tiny.pipeline.scheduler.config)
+    alpha = process.alphas_cumprod[timesteps].sqrt().view(2, 1, 1, 1)
+    sigma = (1 - process.alphas_cumprod[timesteps]).sqrt().view(2, 1, 1, 1)
+    torch.testing.assert_close(tiny.add_noise(latents, noise, timesteps), alpha * latents + sigma * noise)
+    torch.testing.assert_close(tiny.target(latents, noise, timesteps), alpha * noise - sigma * latents)
+    assert process.alphas_cumprod[-1] < 1e-6  # zero terminal signal
+
+    epsilon = Backbone.load(tiny_folder, torch.float32).pipeline
+    epsilon.scheduler.register_to_config(prediction_type="epsilon")
+    assert torch.equal(Backbone(epsilon).target(latents, noise, timesteps), noise)
+
+
+def test_applied_adapter_equals_peft(tiny, tiny_folder, adapters, inputs, tmp_path):
+    adapters[0].save(tmp_path / "content.safetensors")
+    with tiny.applied(adapters[0]):
+        ours = tiny.predict(*inputs)
+    other = Backbone.load(tiny_folder, torch.float32)
+    other.pipeline.load_lora_weights(str(tmp_path), weight_name="content.safetensors")
+    torch.testing.assert_close(ours, other.predict(*inputs), rtol=1e-4, atol=1e-5)
+    assert (ours - tiny.predict(*inputs)).abs().max() > 0.01
+
+
+def test_a_merge_of_unequal_ranks_equals_peft_too(tiny, tiny_folder, adapters, inputs, tmp_path):
+    from lorarar.merge import linear
+
+    content, style = adapters
+    lonely = next(iter(style.layers))
+    del style.layers[lonely]
+    merged = linear.average(content, style)
+    assert set(merged.ranks.values()) == {4, 6}
+    merged.save(tmp_path / "merged.safetensors")
+    with tiny.applied(merged):
+        ours = tiny.predict(*inputs)
+    other = Backbone.load(tiny_folder, torch.float32)
+    other.pipeline.load_lora_weights(str(tmp_path), weight_name="merged.safetensors")
+    torch.testing.assert_close(ours, other.predict(*inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_applied_adapter_equals_changed_weights_and_leaves_no_trace(tiny, adapters, inputs):
+    before = tiny.predict(*inputs)
+    with tiny.applied(adapters[0]), tiny.applied(adapters[1]):
+        ours = tiny.predict(*inputs)
+    modules = dict(tiny.unet.named_modules())
+    weights = {path: modules[path].weight.data.clone() for path in adapters[0].layers}
+    for path in weights:
+        modules[path].weight.data += adapters[0].layers[path].delta + adapters[1].layers[path].delta
+    try:
+        torch.testing.assert_close(ours, tiny.predict(*inputs), rtol=1e-4, atol=1e-5)
+    finally:
+        for path, weight in weights.items():
+            modules[path].weight.data = weight
+    assert torch.equal(tiny.predict(*inputs), before)
+
+
+def test_gradients_reach_the_factors(tiny, adapters, inputs):
+    leaves = {p: Factors(*(t.clone().requires_grad_() for t in f)) for p, f in adapters[0].layers.items()}
+    with tiny.applied(Adapter(leaves)):
+        tiny.predict(*inputs).square().mean().backward()
+    assert all(t.grad.abs().sum() > 0 for factors in leaves.values() for t in factors)
+
+
+def test_adapter_of_another_base_is_refused_and_hooks_are_removed(tiny, adapters, inputs):
+    before = tiny.predict(*inputs)
+    path = sorted(adapters[0].layers)[-1]
+    wrong = dict(adapters[0].layers) | {"no.such.layer": adapters[0].layers[path]}
+    with pytest.raises(UserError, match=r"no linear layer no\.such\.layer"), tiny.applied(Adapter(wrong)):
+        pass
+    wrong = dict(adapters[0].layers) | {path: Factors(torch.ones(1, 3), torch.ones(5, 1))}
+    with pytest.raises(UserError, match=r"in the base model but 5 x 3"), tiny.applied(Adapter(wrong)):
+        pass
+    assert torch.equal(tiny.predict(*inputs), before)
+
+
+def test_half_precision_computes_close_to_single(tiny, tiny_folder, adapters, inputs):
+    half = Backbone.load(tiny_folder, torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and half.vae.dtype == torch.float32
+    assert half.pipeline.text_encoder_2.dtype == torch.bfloat16
+    with tiny.applied(adapters[0]), half.applied(adapters[0]):
+        single, rough = tiny.predict(*inputs), half.predict(*inputs)
+    assert rough.dtype == torch.float32
+    assert (rough - single).norm() / single.norm() < 0.05
+
+
+def test_best_dtype_gives_its_reason():
+    dtype, reason = best_dtype()
+    assert dtype in (torch.bfloat16, torch.float32) and reason
+
+
+@pytest.mark.parametrize(
+    "part", ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder_2/model"]
+)
+def test_missing_or_damaged_weights_are_named(tiny_folder, tmp_path, part):
+    folder = shutil.copytree(tiny_folder, tmp_path / "base")
+    file = folder / f"{part}.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"{part}\.safetensors: damaged") as caught:
+        Backbone.load(folder)
+    assert "\n" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(UserError, match=rf"{part}\.safetensors: no such file"):
+        Backbone.load(folder)
+
+
+def test_folders_that_are_no_pipeline_are_named(tiny_folder, tmp_path):
+    with pytest.raises(UserError, match=r"model_index\.json: no such file"):
+        Backbone.load(tmp_path)
+    folder = shutil.copytree(tiny_folder, tmp_path / "base")
+    (folder / "unet" / "config.json").unlink()
+    with pytest.raises(UserError, match="not a StableDiffusionXLPipeline folder") as caught:
+        Backbone.load(folder)
+    assert "\n" not in str(caught.value)
+    (folder / "model_index.json").write_text("{")
+    with pytest.raises(UserError, match=r"model_index\.json: not readable"):
+        Backbone.load(folder)
+
+
+def test_half_precision_variant_files_are_found(tiny_folder, tmp_path, inputs, tiny):
+    folder = shutil.copytree(tiny_folder, tmp_path / "base")
+    for file in folder.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    assert torch.equal(Backbone.load(folder, torch.float32).predict(*inputs), tiny.predict(*inputs))

@@ -1,0 +1,155 @@
+"""The hypernetwork: its factored pass equals the formula, and its training can stop and go on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import linear, relu
+
+from lorarar.adapter import Adapter, Factors
+from lorarar.errors import UserError
+from lorarar.hypernet import HyperNetwork
+from lorarar.hypernet_training import Entry, train
+
+
+def make(rank: int, seed: int) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {
+        "a.to_q": (6, 6),
+        "a.to_k": (6, 9),
+        "a.to_out.0": (6, 6),
+        "b.to_q": (10, 10),
+        "b.to_out.0": (10, 10),
+    }
+    return Adapter(
+        {
+            path: Factors(torch.randn(rank, n, generator=generator), torch.randn(m, rank, generator=generator))
+            for path, (m, n) in shapes.items()
+        }
+    )
+
+
+content, style = make(3, seed=1), make(2, seed=2)
+
+
+def test_factored_pass_equals_the_dense_formula():
+    network = HyperNetwork([10, 6], hidden=16)
+    found = network.coefficients(content, style)
+    assert found.keys() == {"a.to_q", "a.to_out.0", "b.to_q", "b.to_out.0"}
+    state = network.state_dict()
+    for path, (m_c, m_s) in found.items():
+        columns = torch.cat([content.layers[path].delta.T, style.layers[path].delta.T], dim=1)  # (n, 2m)
+        layer = {6: "input_1", 10: "input_2"}[columns.shape[1] // 2]
+        hidden = relu(linear(columns, state[f"{layer}.weight"], state[f"{layer}.bias"]))
+        expected = linear(hidden, state["output.1.weight"], state["output.1.bias"])
+        torch.testing.assert_close(torch.stack([m_c, m_s], dim=1), expected)
+
+
+def test_sdxl_network_has_the_shapes_of_the_release():
+    shapes = {key: tuple(value.shape) for key, value in HyperNetwork([640, 1280]).state_dict().items()}
+    assert shapes == {
+        "input_1.weight": (128, 1280),
+        "input_1.bias": (128,),
+        "input_2.weight": (128, 2560),
+        "input_2.bias": (128,),
+        "output.1.weight": (2, 128),
+        "output.1.bias": (2,),
+    }
+
+
+def test_untrained_network_says_about_its_initial_value():
+    tiny_updates = [a.to(torch.float32) for a in (make(1, 1), make(1, 2))]
+    for a in tiny_updates:
+        a.layers = {path: Factors(f.down * 1e-3, f.up * 1e-3) for path, f in a.layers.items()}
+    for initial in (0.0, 0.5):
+        m_c, m_s = HyperNetwork([6, 10], initial=initial).coefficients(*tiny_updates)["b.to_q"]
+        assert (m_c - initial).abs().max() < 0.25 and (m_s - initial).abs().max() < 0.25
+
+
+def test_guided_projections_and_widths_follow_the_adapter():
+    network = HyperNetwork.for_adapter(content, guided=("to_k",))
+    assert network.widths == [6]
+    assert network.coefficients(content, style).keys() == {"a.to_k"}
+    assert network.coefficients(content, style)["a.to_k"][0].shape == (9,)
+    assert HyperNetwork.for_adapter(content).widths == [6, 10]
+    with pytest.raises(UserError, match="to_x"):
+        HyperNetwork.for_adapter(content, guided=("to_x",))
+    with pytest.raises(UserError, match="10 wide, the hypernetwork knows 6"):
+        HyperNetwork([6]).coefficients(content, style)
+
+
+@pytest.mark.parametrize("name", ["h.safetensors", "h.pth"])
+def test_weights_travel_through_files(tmp_path, name):
+    network = HyperNetwork([6, 10], hidden=7, seed=4)
+    if name.endswith(".pth"):
+        torch.save(network.state_dict(), tmp_path / name)
+    else:
+        network.save(tmp_path / name)
+    loaded = HyperNetwork.load(tmp_path / name)
+    assert loaded.widths == [6, 10] and loaded.guided == ("to_q", "to_out.0")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
+
+
+def test_guided_projections_are_kept_in_the_file(tmp_path):
+    HyperNetwork([6], guided=("to_k", "to_v")).save(tmp_path / "h.safetensors")
+    assert HyperNetwork.load(tmp_path / "h.safetensors").guided == ("to_k", "to_v")
+
+
+def test_damaged_weights_are_refused_by_name(tmp_path):
+    (tmp_path / "h.pth").write_bytes(b"nonsense")
+    content.save(tmp_path / "a.safetensors")
+    for name in ("h.pth", "a.safetensors", "missing.pth", "missing.safetensors"):
+        with pytest.raises(UserError, match=name):
+            HyperNetwork.load(tmp_path / name)
+
+
+@pytest.fixture
+def bank(adapters, references):
+    return [[Entry(adapter, reference)] for adapter, reference in zip(adapters, references, strict=True)]
+
+
+def test_training_lowers_the_merging_loss(tiny, bank):
+    network = HyperNetwork([32, 64], hidden=8, initial=0.0)
+    options = {"weight": 0.0, "batch_size": 2}
+    history = train(network, tiny, *bank, steps=20, **options)
+    assert [row["step"] for row in history] == list(range(1, 21))
+    assert list(history[0]) == ["step", "total", "content", "style", "orthogonality"]
+    first, last = (sum(row["total"] for row in rows) for rows in (history[:5], history[-5:]))
+    assert last < first
+
+
+def test_resumed_training_equals_an_undisturbed_run_bit_for_bit(tiny, bank, tmp_path):
+    def run(steps: int, **options):
+        network = HyperNetwork([32, 64], hidden=8)
+        return network, train(network, tiny, *bank, steps=steps, seed=3, **options)
+
+    whole, whole_history = run(5)
+    checkpoint = tmp_path / "state.pt"
+
+    def interrupt(step: int, loss: object) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(5, checkpoint=checkpoint, checkpoint_every=2, progress=interrupt)
+    steps_done = []
+    resumed, history = run(5, checkpoint=checkpoint, progress=lambda step, loss: steps_done.append(step))
+    assert steps_done == [3, 4, 5]
+    assert history == whole_history
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+
+    finished, history = run(5, checkpoint=checkpoint, progress=interrupt)
+    assert history == whole_history
+    assert all(torch.equal(a, b) for a, b in zip(finished.parameters(), whole.parameters(), strict=True))
+
+
+def test_checkpoint_of_other_settings_or_no_checkpoint_at_all_is_refused(tiny, bank, tmp_path):
+    checkpoint = tmp_path / "state.pt"
+    train(HyperNetwork([32, 64]), tiny, *bank, steps=1, checkpoint=checkpoint)
+    with pytest.raises(UserError, match=r"state\.pt: made with other settings"):
+        train(HyperNetwork([32, 64]), tiny, *bank, steps=1, checkpoint=checkpoint, learning_rate=0.1)
+    with pytest.raises(UserError, match=r"state\.pt: not a state of this training"):
+        train(HyperNetwork([32]), tiny, *bank, steps=1, checkpoint=checkpoint)
+    checkpoint.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"state\.pt: damaged"):
+        train(HyperNetwork([32, 64]), tiny, *bank, steps=1, checkpoint=checkpoint)

@@ -1,0 +1,133 @@
+"""Every merge is exactly its formula, as one LoRA of rank r_c + r_s."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lorarar.adapter import Adapter, Factors
+from lorarar.errors import UserError
+from lorarar.hypernet import HyperNetwork
+from lorarar.merge import columns, linear, lorarar, ziplora
+from lorarar.merge.registry import METHODS
+
+SHAPES = {"a.to_q": (8, 8), "a.to_k": (8, 12), "a.to_out.0": (8, 8)}
+
+
+def make(rank: int, seed: int, shapes: dict[str, tuple[int, int]] = SHAPES) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    return Adapter(
+        {
+            path: Factors(torch.randn(rank, n, generator=generator), torch.randn(m, rank, generator=generator))
+            for path, (m, n) in shapes.items()
+        }
+    )
+
+
+content, style = make(3, seed=1), make(2, seed=2)
+
+
+def assert_merge(merged: Adapter, expected: dict[str, torch.Tensor]) -> None:
+    assert merged.layers.keys() == expected.keys()
+    for path, delta in expected.items():
+        torch.testing.assert_close(merged.layers[path].delta, delta)
+
+
+@pytest.mark.parametrize("merge, weight", [(linear.direct, 1.0), (linear.average, 0.5)])
+def test_linear_merges_are_weighted_sums_of_updates(merge, weight):
+    merged = merge(content, style)
+    assert_merge(merged, {p: weight * (content.layers[p].delta + style.layers[p].delta) for p in SHAPES})
+    assert set(merged.ranks.values()) == {3 + 2}
+
+
+def test_column_merge_scales_columns_of_the_updates():
+    m = {path: (torch.randn(n), torch.randn(n)) for path, (_, n) in SHAPES.items()}
+    merged = columns.merge(content, style, m)
+    expected = {p: m[p][0] * content.layers[p].delta + m[p][1] * style.layers[p].delta for p in SHAPES}
+    assert_merge(merged, expected)
+    assert set(merged.ranks.values()) == {3 + 2}
+
+
+def test_layers_of_one_adapter_alone_are_kept():
+    only_k = make(4, seed=3, shapes={"a.to_k": (8, 12), "b.to_v": (8, 12)})
+    merged = linear.direct(content, only_k)
+    assert merged.ranks == {"a.to_q": 3, "a.to_k": 7, "a.to_out.0": 3, "b.to_v": 4}
+    torch.testing.assert_close(merged.layers["b.to_v"].delta, only_k.layers["b.to_v"].delta)
+
+
+def test_half_precision_is_merged_in_single():
+    half = content.to(torch.float16), style.to(torch.float16)
+    merged = linear.average(*half)
+    expected = {p: 0.5 * (half[0].layers[p].delta + half[1].layers[p].delta) for p in SHAPES}
+    assert_merge(merged, expected)
+
+
+def test_adapters_of_different_bases_are_refused_by_layer():
+    with pytest.raises(UserError, match=r"layer a\.to_q is 8 x 8 and 16 x 8"):
+        linear.direct(content, make(2, seed=4, shapes={"a.to_q": (16, 8)}))
+
+
+def test_lorarar_predicts_query_and_output_and_averages_the_rest():
+    network = HyperNetwork([8], hidden=5, seed=3)
+    m = network.coefficients(content, style)
+    assert m.keys() == {"a.to_q", "a.to_out.0"}
+    c, s = content.layers, style.layers
+    expected = {p: m[p][0] * c[p].delta + m[p][1] * s[p].delta for p in m}
+    assert_merge(
+        lorarar.merge(content, style, hypernet=network),
+        expected | {"a.to_k": 0.5 * (c["a.to_k"].delta + s["a.to_k"].delta)},
+    )
+    assert_merge(
+        lorarar.merge(content, style, hypernet=network, constants=(1.0, 1.0)),
+        expected | {"a.to_k": c["a.to_k"].delta + s["a.to_k"].delta},
+    )
+
+
+def test_coefficients_travel_through_files(tmp_path):
+    m = {path: (torch.randn(n), torch.randn(n)) for path, (_, n) in SHAPES.items()}
+    columns.save(tmp_path / "m.safetensors", m, {"pair": "dog8+wooden"})
+    loaded = columns.load(tmp_path / "m.safetensors")
+    assert loaded.keys() == m.keys()
+    assert all(torch.equal(a, b) for p in m for a, b in zip(loaded[p], m[p], strict=True))
+    content.save(tmp_path / "adapter.safetensors")
+    with pytest.raises(UserError, match="not a file of merging coefficients"):
+        columns.load(tmp_path / "adapter.safetensors")
+
+
+def test_registry_lists_methods_by_their_names_and_runs_them():
+    assert list(METHODS) == ["direct", "average", "ziplora", "lorarar"]
+    assert all(name == method.name for name, method in METHODS.items())
+    options = {
+        "": {},
+        "hypernet": {"hypernet": HyperNetwork([8])},
+        "base+images": {"coefficients": {path: (torch.ones(n), torch.ones(n)) for path, (_, n) in SHAPES.items()}},
+    }
+    for method in METHODS.values():
+        merged = method.merge(content, style, **options[method.needs])
+        assert method.exact and set(merged.ranks.values()) == {5}
+
+
+def test_ziplora_starts_from_the_direct_merge_and_lowers_the_loss(tiny, adapters, references):
+    content, style = adapters
+    losses = []
+    options = {"batch_size": 2, "weight": 0.0, "seed": 5}
+    untouched = ziplora.optimise(tiny, content, style, *references, steps=0, **options)
+    assert untouched.keys() == content.layers.keys()
+    assert all(torch.equal(m, torch.ones_like(m)) for both in untouched.values() for m in both)
+
+    fitted = ziplora.optimise(
+        tiny, content, style, *references, steps=12, learning_rate=0.05, **options,
+        progress=lambda step, loss: losses.append(loss.total.item()),
+    )  # fmt: skip
+    assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
+    again = ziplora.optimise(tiny, content, style, *references, steps=12, learning_rate=0.05, **options)
+    assert all(torch.equal(a, b) for p in fitted for a, b in zip(fitted[p], again[p], strict=True))
+    assert not any(m.requires_grad for both in fitted.values() for m in both)
+
+
+def test_ziplora_stops_when_the_loss_is_no_number(tiny, adapters, references):
+    content, style = adapters
+    path = next(iter(content.layers))
+    content.layers[path].down.fill_(float("nan"))
+    with pytest.raises(UserError, match="step 1; lower its learning rate"):
+        ziplora.optimise(tiny, content, style, *references, steps=2)
