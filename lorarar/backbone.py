@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_log
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 from transformers.utils import logging as transformers_log
 
+import lorarar.pocket.vae  # noqa: F401  (diffusers loads a class of ours only if it has been imported)
 from lorarar.adapter import Adapter
 from lorarar.errors import UserError
 
@@ -155,13 +157,16 @@ class Backbone:
             "text_embeds": conditioning.pooled.to(self.dtype),
             "time_ids": time_ids.expand(len(latents), 6),
         }
-        return self.unet(
-            latents.to(self.dtype),
-            timesteps,
-            encoder_hidden_states=conditioning.embeds.to(self.dtype),
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0].float()
+        # On a CPU, plain products beat the fused attention kernel as long as pictures are small.
+        plain = self.device.type == "cpu" and latents[0, 0].numel() <= 256
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            return self.unet(
+                latents.to(self.dtype),
+                timesteps,
+                encoder_hidden_states=conditioning.embeds.to(self.dtype),
+                added_cond_kwargs=added,
+                return_dict=False,
+            )[0].float()
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The forward process: latents as they are at timesteps (B,)."""

@@ -15,6 +15,7 @@ CODE = [
     "lorarar/backbone.py",
     "lorarar/dreambooth.py",
     "lorarar/formats",
+    "lorarar/pocket/vae.py",
     "lorarar/references.py",
     "stages/bank.py",
 ]
@@ -29,7 +30,7 @@ def train(
 
     references = [pictures.read(path) for path in images]
     adapter = train_adapter(
-        backbone(Path(base)),
+        backbone(Path(base), exact=True),
         to_tensor(references),
         [prompt] * len(references),
         rank=rank,

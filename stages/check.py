@@ -1,13 +1,37 @@
-"""Check params.yaml and the tables in data/ without running anything."""
+"""Before anything runs: is all of params.yaml right, and are the shipped weights what they were?"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from lorarar.errors import UserError
+from lorarar.files import sha256
 from stages.context import Context
 from stages.run import run
 
 
 def main(context: Context) -> None:
-    """Nothing is left to do: to load a context is to check all it is made of."""
+    """Loading the context has checked params.yaml and the catalogue; the weights are compared with SHA256SUMS."""
+    verify(context.data)
+
+
+def verify(data: Path) -> None:
+    """Compare every shipped file with `SHA256SUMS`.
+
+    Raises
+    ------
+    UserError : a file is missing or has changed.
+    """
+    try:
+        lines = (data / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise UserError(f"{data / 'SHA256SUMS'}: cannot be read; restore it with `git checkout {data}`") from None
+    for line in lines:
+        expected, name = line.split("  ", 1)
+        path = data / name
+        if not path.is_file() or sha256(path) != expected:
+            state = "has changed" if path.is_file() else "is missing"
+            raise UserError(f"{path}: {state}; restore it with `git checkout {data}`")
 
 
 if __name__ == "__main__":

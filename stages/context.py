@@ -166,11 +166,19 @@ def collect(out: Path, files: Mapping[str, Path]) -> None:
 
 
 @cache
-def backbone(folder: Path) -> Backbone:
-    """The base model, loaded once in each process."""
+def backbone(folder: Path, exact: bool = False) -> Backbone:
+    """The base model, loaded once in each process.
+
+    Parameters
+    ----------
+    exact : compute in float32, in which small steps of training are no slower here and lose nothing; otherwise in
+        whatever this machine samples fastest with.
+    """
+    import torch
+
     from lorarar.backbone import Backbone
 
-    return Backbone.load(folder)
+    return Backbone.load(folder, torch.float32 if exact else None)
 
 
 def _listed(name: str, names: list[str] | None) -> bool:

@@ -22,5 +22,5 @@ def entry(base: Path, adapter: Path, images: tuple[Path, ...], prompt: str) -> E
     from lorarar.references import References
 
     references = [pictures.read(path) for path in images]
-    encoded = References.encode(backbone(base), to_tensor(references), [prompt] * len(references))
+    encoded = References.encode(backbone(base, exact=True), to_tensor(references), [prompt] * len(references))
     return Entry(Adapter.load(adapter), encoded)

@@ -16,6 +16,7 @@ CODE = [
     "lorarar/backbone.py",
     "lorarar/formats",
     "lorarar/generate.py",
+    "lorarar/pocket/vae.py",
     "stages/generate.py",
 ]
 TRUTH_CODE = ["lorarar/pocket/artwork.py", "lorarar/pocket/styles.py", "lorarar/pocket/world.py"]

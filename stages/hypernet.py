@@ -19,6 +19,7 @@ CODE = [
     "lorarar/hypernet_training.py",
     "lorarar/merge/columns.py",
     "lorarar/objective.py",
+    "lorarar/pocket/vae.py",
     "lorarar/references.py",
     "stages/entries.py",
     "stages/hypernet.py",
@@ -60,7 +61,7 @@ def main(context: Context) -> None:
 
         history = train(
             network,
-            backbone(base),
+            backbone(base, exact=True),
             contents,
             styles,
             **settings,

@@ -16,7 +16,7 @@ from stages.generate import CODE, sample
 from stages.run import run
 
 IMAGES = 4  # a prompt
-OTHERS = 8  # nouns beside its own on which each style is tried
+OTHERS = 4  # nouns beside its own on which each style is tried
 
 
 def main(context: Context) -> None:

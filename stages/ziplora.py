@@ -17,6 +17,7 @@ CODE = [
     "lorarar/merge/columns.py",
     "lorarar/merge/ziplora.py",
     "lorarar/objective.py",
+    "lorarar/pocket/vae.py",
     "lorarar/references.py",
     "stages/entries.py",
     "stages/ziplora.py",
@@ -39,7 +40,7 @@ def fit(
         for member in (content, style)
     ]
     coefficients = ziplora.optimise(
-        backbone(Path(base)),
+        backbone(Path(base), exact=True),
         members[0].adapter,
         members[1].adapter,
         members[0].references,

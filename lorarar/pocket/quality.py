@@ -47,8 +47,9 @@ def checks(world: World, others: int) -> list[Check]:
         found.append(Check("subject_identity", subject.prompt, subject.name, {"subject": subject.name}))
     for number, style in enumerate(catalog.styles.values()):
         found.append(Check("style_own_prompt", style.prompt, style.name, {"style": style.name}))
+        strange = [noun for noun in nouns if noun != world.styles[style.name].noun]
         for step in range(others):
-            noun = nouns[(5 * number + 11 * step + 1) % len(nouns)]
+            noun = strange[(5 * number + 11 * step) % len(strange)]
             expected = {"style": style.name, "noun": noun}
             found.append(Check("style_other_nouns", f"a {noun} in {style.words} style", style.name, expected))
     return found

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers import (
+    ModelMixin as ModelMixin,
+)  # a pipeline looks for it beside a class of ours, to know how to load that
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor

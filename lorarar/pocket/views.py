@@ -60,11 +60,13 @@ class RoundTrip:
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         parts = []
         for batch in batches(images, 32):
-            latents = self.vae.encode(as_tensor(batch)).latent_dist.mode()
+            with torch.autocast("cpu", torch.bfloat16):
+                latents = self.vae.encode(as_tensor(batch)).latent_dist.mode().float()
             size = torch.from_numpy(rng.uniform(0, self.noise, (len(batch), 1, 1, 1)).astype(np.float32))
             spread = latents.std((0, 2, 3), keepdim=True)
             noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
-            decoded = self.vae.decode(latents + size * spread * noise).sample
+            with torch.autocast("cpu", torch.bfloat16):
+                decoded = self.vae.decode(latents + size * spread * noise).sample.float()
             parts.append(as_images(decoded))
         return np.concatenate(parts)
 

@@ -13,7 +13,7 @@ from lorarar.errors import UserError
 from stages.params import load
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("splits: [test]", "splits: [val, test]")
 CATALOG = Catalog.load(ROOT)
 
 
@@ -57,9 +57,9 @@ def test_names_can_be_listed(tmp_path: Path) -> None:
         ("subjects: all", "subjects: [dog8, dog2]", "bases.pocket.bank: the hypernetwork needs at least one"),
         ("subjects: all", "subjects: [dog8, dog]", "evaluate.splits: the bank has no pair of the split val"),
         ("styles: all", "styles: [glowin]", "bases.pocket.bank.styles.0: no style is called 'glowin'"),
-        ("steps: 800", "steps: 0", "bases.pocket.hypernet.steps: should be greater than 0, not 0"),
+        ("steps: 300", "steps: 0", "bases.pocket.hypernet.steps: should be greater than 0, not 0"),
         (
-            "steps: 800",
+            "steps: 300",
             "setps: 800",
             "bases.pocket.hypernet.setps: no key here is called 'setps'; did you mean",
         ),
@@ -82,7 +82,7 @@ def test_a_mistake_is_told_with_key_and_line(tmp_path: Path, old: str, new: str,
 
 
 def test_all_problems_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
-    replacements = (("steps: 800", "steps: 0"), ("seed: 0 ", "seed: -1 "), ("guidance: 3.0", "guidanc: 3.0"))
+    replacements = (("steps: 300", "steps: 0"), ("seed: 0 ", "seed: -1 "), ("guidance: 3.0", "guidanc: 3.0"))
     lines = problems(tmp_path / "params.yaml", *replacements)
     assert len(lines) == 4, "the misspelt key is unknown, and the right one is missing"
     numbers = [int(line.partition(":")[0]) for line in lines]

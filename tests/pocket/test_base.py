@@ -1,0 +1,93 @@
+"""Training of the miniature base: packing, vocabulary, and one model trained by several processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from lorarar.pocket.base import build_networks, build_tokenizer, build_vae, on_all_cores, save_pipeline
+from lorarar.pocket.fit import Team, fit
+from lorarar.pocket.vae import PackedAutoencoderKL
+from lorarar.pocket.world import World
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_packed_latents_are_the_plain_vaes_latents_in_another_order():
+    packed = build_vae().eval()
+    plain = AutoencoderKL.from_config(packed.config).eval()
+    plain.load_state_dict(packed.state_dict())
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        z = packed.encode(x).latent_dist.mode()
+        expected = plain.encode(x).latent_dist.mode()
+        assert z.shape == (2, 32, 8, 8) and expected.shape == (2, 8, 16, 16)
+        # Channel c * 4 + 2 * i + j holds the latent at row 2 y + i, column 2 x + j.
+        for i in range(2):
+            for j in range(2):
+                assert torch.equal(z[:, 2 * i + j :: 4], expected[:, :, i::2, j::2])
+        assert torch.allclose(packed.decode(z).sample, plain.decode(expected).sample, atol=1e-6)
+
+
+def test_every_word_is_one_token_and_every_digit(tmp_path):
+    words = World.load(ROOT).vocabulary
+    tokenizer = build_tokenizer(words, tmp_path)
+    for word in words:
+        pieces = tokenizer.convert_ids_to_tokens(tokenizer(word, add_special_tokens=False).input_ids)
+        assert pieces == (["3</w>", "d</w>"] if word == "3d" else [f"{pieces[0]}"]), word
+        assert tokenizer.eos_token not in pieces, word
+    prompt = tokenizer("a dog in 3d rendering style").input_ids
+    assert prompt.count(tokenizer.eos_token_id) == 1  # the second encoder's summary is read where the prompt ends
+
+
+def test_a_pipeline_of_it_loads_and_samples(tmp_path):
+    from lorarar.backbone import Backbone
+    from lorarar.generate import generate
+
+    tokenizer = build_tokenizer(World.load(ROOT).vocabulary, tmp_path / "vocabulary")
+    torch.manual_seed(0)
+    vae: PackedAutoencoderKL = build_vae()
+    vae.register_to_config(latents_mean=[0.0] * 32, latents_std=[1.0] * 32)
+    save_pipeline(build_networks(tokenizer), vae, tokenizer, tmp_path / "base")
+    backbone = Backbone.load(tmp_path / "base")
+    assert isinstance(backbone.vae, PackedAutoencoderKL)
+    (image,) = generate(backbone, None, "a dog in oil painting style", seeds=[0], steps=2, guidance=3)
+    assert image.shape == (64, 64, 3)
+
+
+def _train(rank: int, workers: int, folder: Path) -> None:
+    """Fit a linear map; each member of the team draws its own batches."""
+    team = Team.meet(rank, workers, folder / "meet")
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+
+    def loss(step: int) -> torch.Tensor:
+        x = torch.randn(8, 4, generator=team.generator(step))
+        return (model(x) - x[:, :2]).square().mean()
+
+    fit(model, loss, name="map", steps=30, learning_rate=0.1, checkpoint=folder / "map.pt", bf16=False, team=team)
+    torch.save(model.state_dict(), folder / f"{rank}.pt")
+
+
+def test_a_team_trains_one_model_on_the_batches_of_all(tmp_path):
+    on_all_cores(_train, 2, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    _train(0, 1, alone)
+    assert not torch.equal(torch.load(alone / "0.pt", weights_only=True)["weight"], first["weight"])
+
+
+def test_rows_are_gathered_in_the_order_they_were_dealt(tmp_path):
+    on_all_cores(_gather, 2, tmp_path)
+    assert torch.load(tmp_path / "rows.pt", weights_only=True).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def _gather(rank: int, workers: int, folder: Path) -> None:
+    rows = Team.meet(rank, workers, folder / "meet").gather(torch.arange(rank, 6, workers))
+    if rank == 0:
+        torch.save(rows, folder / "rows.pt")
