@@ -53,7 +53,8 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file}, file.metadata() or {}
+            names = file.keys()  # not a mapping: it cannot be iterated over itself
+            return {key: file.get_tensor(key) for key in names}, file.metadata() or {}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of a .safetensors file") from None
     except (SafetensorError, OSError) as error:
