@@ -157,8 +157,10 @@ class Backbone:
             "text_embeds": conditioning.pooled.to(self.dtype),
             "time_ids": time_ids.expand(len(latents), 6),
         }
-        # On a CPU, plain products beat the fused attention kernel as long as pictures are small.
-        plain = self.device.type == "cpu" and latents[0, 0].numel() <= 256
+        # On a CPU, plain products beat the fused attention kernel as long as pictures are small. Checkpointing
+        # computes again during the backward pass, outside this block, and must find the same kernel.
+        small = self.device.type == "cpu" and latents[0, 0].numel() <= 256
+        plain = small and not self.unet.is_gradient_checkpointing
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             return self.unet(
                 latents.to(self.dtype),

@@ -44,7 +44,8 @@ def test_prediction_is_the_unets_with_sdxls_time_ids(tiny, inputs):
         encoder_hidden_states=conditioning.embeds,
         added_cond_kwargs={"text_embeds": conditioning.pooled, "time_ids": time_ids},
     ).sample
-    assert torch.equal(tiny.predict(latents, timesteps, conditioning), expected)
+    # Another attention kernel, the same sums in another order.
+    torch.testing.assert_close(tiny.predict(latents, timesteps, conditioning), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_latents_are_normalised_by_the_vaes_own_statistics(tiny):
