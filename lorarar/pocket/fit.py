@@ -7,10 +7,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from lorarar.errors import UserError
 from lorarar.files import atomic
 
-SAVE_SECONDS = 60.0
+SAVE_STEPS = 200
 REPORT_SECONDS = 5.0
 
 
@@ -36,8 +37,11 @@ def fit(
     bf16: bool = True,
     team: Team | None = None,
 ) -> None:
-    """Train `model` in place with AdamW under a cosine schedule; it ends up with the moving average of its
-    weights.
+    """Train `model` in place under a cosine schedule; it ends up with the moving average of its weights.
+
+    Weights of linear and convolutional layers are trained with Muon, which orthogonalises their momentum, all others
+    with AdamW. On the miniature UNet 600 steps of Muon reached a held-out loss (.46) that 600 of AdamW came nowhere
+    near (.56). The processes of a team divide the orthogonalisations among them.
 
     `loss(step)` must draw whatever is random from the step number, so that a run that was cut off and resumed
     sees what an uninterrupted run sees.
@@ -48,10 +52,10 @@ def fit(
     loss : step -> scalar loss of that step's batch.
     name : for progress lines and messages.
     steps : in all, those before an interruption included.
-    learning_rate : peak of the schedule.
+    learning_rate : peak of the schedule for AdamW; Muon's is twice that.
     checkpoint : file that holds the state; read if it exists, kept at the end so that a finished run is not
         repeated.
-    weight_decay : of AdamW.
+    weight_decay : of both.
     warmup : steps of linear warm-up.
     average : decay of the moving average of weights and batch statistics.
     bf16 : run the forward pass under bfloat16 autocast.
@@ -62,38 +66,52 @@ def fit(
     UserError : the checkpoint is of another model or another number of steps.
     """
     team = team or Team()
-    # All gradients are views of one vector, which is averaged and clipped without a copy.
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradient = torch.zeros(sum(parameter.numel() for parameter in parameters))
-    pieces = gradient.split([parameter.numel() for parameter in parameters])
-    for parameter, piece in zip(parameters, pieces, strict=True):
-        parameter.grad = piece.view_as(parameter)
-    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    matrices, others = _matrices(model)
+    shares = _shares(matrices, team.workers)
+    # Weights are views of one vector, ordered by who takes care of them, and gradients of another: one message each.
+    ordered = [*(matrix for share in shares for matrix in share), *others]
+    weights = torch.cat([parameter.detach().flatten() for parameter in ordered])
+    gradient = torch.zeros_like(weights)
+    sizes = [parameter.numel() for parameter in ordered]
+    for parameter, weight, slope in zip(ordered, weights.split(sizes), gradient.split(sizes), strict=True):
+        parameter.data, parameter.grad = weight.view_as(parameter), slope.view_as(parameter)
+    parts = weights.split([sum(matrix.numel() for matrix in share) for share in [*shares, others]])[: team.workers]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    ]
+    if mine := [_flat(matrix) for matrix in shares[team.rank]]:
+        optimisers.append(
+            torch.optim.Muon(mine, lr=2 * learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    peaks = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
     shadow = {key: value.detach().clone() for key, value in model.state_dict().items()}
-    start = _resume(checkpoint, steps, model, optimiser, shadow) if checkpoint.is_file() else 0
-    begun = saved = reported = time.monotonic()
+    start = _resume(checkpoint, steps, model, optimisers, shadow, team) if checkpoint.is_file() else 0
+    begun = reported = time.monotonic()
     running, since = 0.0, 0
 
     def save(done: int) -> None:
+        states = team.collect([optimiser.state_dict() for optimiser in optimisers])
         if team.rank:
             return
-        state = {"steps": steps, "done": done, "model": model.state_dict(), "shadow": shadow}
+        state = {"steps": steps, "done": done, "model": model.state_dict(), "shadow": shadow, "optimisers": states}
         with atomic(checkpoint) as temporary:
-            torch.save({**state, "optimiser": optimiser.state_dict()}, temporary)
+            torch.save(state, temporary)
 
     model.train()
     step = start
     try:
         for step in range(start, steps):
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate * _schedule(step, steps, warmup)
+            for optimiser, peak in zip(optimisers, peaks, strict=True):
+                optimiser.param_groups[0]["lr"] = peak * _schedule(step, steps, warmup)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 value = loss(step)
             gradient.zero_()
             value.backward()
             team.average(gradient)
             gradient /= gradient.norm().clamp(min=1.0)
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
+            team.share(parts)
             _follow(shadow, model, min(average, (1 + step) / (10 + step)))
             running, since, now = running + value.item(), since + 1, time.monotonic()
             if team.rank == 0 and (now - reported > REPORT_SECONDS or step + 1 == steps):
@@ -103,11 +121,11 @@ def fit(
                     file=sys.stderr,
                 )
                 reported, running, since = now, 0.0, 0
-            if now - saved > SAVE_SECONDS:
+            if (step + 1) % SAVE_STEPS == 0:
                 save(step + 1)
-                saved = time.monotonic()
     except KeyboardInterrupt:
-        save(step)
+        if team.workers == 1:  # a team that was interrupted no longer listens; it goes on from its last checkpoint
+            save(step)
         raise
     if start < steps:
         save(steps)
@@ -147,6 +165,19 @@ class Team:
             torch.distributed.all_reduce(shared)
             gradient.copy_(shared).div_(self.workers)
 
+    def share(self, parts: Sequence[Tensor]) -> None:
+        """Everyone sends its own part of a vector to all others."""
+        if self.workers > 1:
+            for rank, part in enumerate(parts):
+                torch.distributed.broadcast(part, rank)
+
+    def collect(self, state: Any) -> list[Any]:
+        """Everyone's state, in the order of ranks, for rank 0 to keep."""
+        states: list[Any] = [state] * self.workers
+        if self.workers > 1:
+            torch.distributed.all_gather_object(states, state)
+        return states
+
     def gather(self, rows: Tensor) -> Tensor:
         """Everyone's rows, interleaved: those of rank 0 are rows 0, workers, 2 workers, ..."""
         if self.workers == 1:
@@ -164,6 +195,41 @@ def whole_files(folder: Path) -> Iterator[Path]:
         yield Path(temporary)
         for path in Path(temporary).iterdir():
             os.replace(path, folder / path.name)
+
+
+def _matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Weights of linear and convolutional layers, and everything else that is trained."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    matrices = list(
+        dict.fromkeys(
+            layer.weight for layer in layers if isinstance(layer.weight, nn.Parameter) and layer.weight.requires_grad
+        )
+    )
+    known = set(matrices)
+    return matrices, [p for p in model.parameters() if p.requires_grad and p not in known]
+
+
+def _flat(weight: nn.Parameter) -> nn.Parameter:
+    """The same memory as a matrix of outputs x everything else, with the same gradient."""
+    matrix = nn.Parameter(weight.detach().flatten(1))
+    matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+    return matrix
+
+
+def _shares(matrices: list[nn.Parameter], workers: int) -> list[list[nn.Parameter]]:
+    """Divide the matrices so that everyone has as much work orthogonalising its own."""
+
+    def work(matrix: Tensor) -> int:
+        short, long = sorted((matrix.shape[0], matrix[0].numel()))
+        return short * short * (2 * long + short)
+
+    shares: list[list[nn.Parameter]] = [[] for _ in range(workers)]
+    loads = [0] * workers
+    for matrix in sorted(matrices, key=work, reverse=True):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(matrix)
+        loads[lightest] += work(matrix)
+    return shares
 
 
 def _schedule(step: int, steps: int, warmup: int) -> float:
@@ -184,15 +250,19 @@ def _resume(
     checkpoint: Path,
     steps: int,
     model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimisers: list[torch.optim.Optimizer],
     shadow: dict[str, Tensor],
+    team: Team,
 ) -> int:
     state = torch.load(checkpoint, weights_only=True)
     try:
         if state["steps"] != steps:
             raise ValueError(f"it is of a run of {state['steps']} steps, not {steps}")
+        if len(state["optimisers"]) != team.workers:
+            raise ValueError(f"it is of a team of {len(state['optimisers'])} processes, not {team.workers}")
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(optimisers, state["optimisers"][team.rank], strict=True):
+            optimiser.load_state_dict(kept)
         for key, value in state["shadow"].items():
             shadow[key].copy_(value)
     except (KeyError, ValueError, RuntimeError) as error:
