@@ -50,12 +50,12 @@ def main(context: Context) -> None:
         )
         figures.chart(hidden / f"figures/mars2-{split}.png", by_method, f"MARS² on {context.base}, split {split}")
         pairs = context.pairs(split)
-        _grid(context, hidden / f"figures/grid-{split}.png", split, pairs)
+        _grid(context, hidden / f"figures/grid-{split}.webp", split, pairs)
         # One pair for each subject, each with another style: small enough for a first look.
         styles = list({style.name: style for _, style in pairs})
         subjects = list({subject.name: subject for subject, _ in pairs})
         few = [pair for pair in pairs if subjects.index(pair[0].name) % len(styles) == styles.index(pair[1].name)]
-        _grid(context, hidden / f"figures/overview-{split}.png", split, few)
+        _grid(context, hidden / f"figures/overview-{split}.webp", split, few)
     for kind in ("tables", "figures"):
         collect(context.results / kind, {path.name: path for path in sorted((hidden / kind).iterdir())})
     _plot(context.results / "plots" / "methods.csv", metrics)

@@ -18,7 +18,7 @@ LABEL = 16
 
 
 def grid(path: Path, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Picture]]]) -> None:
-    """Draw pictures in rows and columns.
+    """Draw pictures in rows and columns, as WebP: a tenth of the bytes of PNG, and this goes into git.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def grid(path: Path, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[
         for column, picture in enumerate(pictures):
             sheet.paste(_fitted(picture), (GAP + column * (CELL + GAP), top + LABEL))
     with atomic(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
+        sheet.save(temporary, format="WEBP", quality=90, method=6)
 
 
 def chart(path: Path, metrics: Mapping[str, Figures], heading: str) -> None:

@@ -134,7 +134,7 @@ def test_every_output_is_there(finished: Path) -> None:
     assert (results / "plots/hypernet.csv").read_text().startswith("step,loss,content,style,orthogonality\n1,")
     table = (results / "tables/mars2-test.md").read_text(encoding="utf-8")
     assert "| LoRA.rar |" in table and "| 0.71 | 1.00 |" in table and "compare the ranking" in table
-    for name in ("mars2-test.png", "grid-test.png", "overview-test.png"):
+    for name in ("mars2-test.png", "grid-test.webp", "overview-test.webp"):
         assert (results / "figures" / name).stat().st_size > 1000
 
 
