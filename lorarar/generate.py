@@ -10,12 +10,13 @@ import torch
 
 from lorarar.adapter import Adapter
 from lorarar.backbone import Backbone, Conditioning, to_images
+from lorarar.merge.klora import Schedule
 
 
 @torch.no_grad()
 def generate(
     backbone: Backbone,
-    adapter: Adapter | None,
+    adapter: Adapter | Schedule | None,
     prompt: str,
     *,
     seeds: list[int],
@@ -28,7 +29,7 @@ def generate(
     Parameters
     ----------
     adapter
-        None for the base model alone.
+        None for the base model alone; a schedule is asked anew in every step.
     guidance
         Weight of the prompt; 1 or less is sampling without guidance, in half the time.
     batch_size
@@ -43,18 +44,24 @@ def generate(
     if guidance > 1:
         conditioning = backbone.encode_nothing() + conditioning
     images = []
-    with backbone.applied(adapter) if adapter else nullcontext():
+    schedule = adapter if isinstance(adapter, Schedule) else None
+    with backbone.applied(adapter) if isinstance(adapter, Adapter) else nullcontext():
         for start in range(0, len(seeds), batch_size):
             batch = seeds[start : start + batch_size]
             # Row by row: all images without the prompt, then all with it.
             rows = [row for row in range(len(conditioning)) for _ in batch]
-            latents = _denoise(backbone, conditioning[rows], batch, steps, guidance)
+            latents = _denoise(backbone, conditioning[rows], batch, steps, guidance, schedule)
             images += to_images(backbone.decode(latents))
     return images
 
 
 def _denoise(
-    backbone: Backbone, conditioning: Conditioning, seeds: list[int], steps: int, guidance: float
+    backbone: Backbone,
+    conditioning: Conditioning,
+    seeds: list[int],
+    steps: int,
+    guidance: float,
+    schedule: Schedule | None,
 ) -> torch.Tensor:
     scheduler = type(backbone.pipeline.scheduler).from_config(backbone.pipeline.scheduler.config)
     scheduler.set_timesteps(steps, device=backbone.device)
@@ -65,9 +72,10 @@ def _denoise(
     options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
     copies = len(conditioning) // len(seeds)
-    for t in scheduler.timesteps:
+    for step, t in enumerate(scheduler.timesteps):
         inputs = scheduler.scale_model_input(torch.cat([latents] * copies), t)
-        output = backbone.predict(inputs, t, conditioning)
+        with backbone.applied(schedule.at(step / steps)) if schedule else nullcontext():
+            output = backbone.predict(inputs, t, conditioning)
         if copies == 2:
             without, within = output.chunk(2)
             output = without + guidance * (within - without)

@@ -16,6 +16,8 @@ CODE = [
     "lorarar/backbone.py",
     "lorarar/formats",
     "lorarar/generate.py",
+    "lorarar/merge/columns.py",
+    "lorarar/merge/klora.py",
     "lorarar/pocket/vae.py",
     "stages/generate.py",
 ]
@@ -23,13 +25,20 @@ TRUTH_CODE = ["lorarar/pocket/artwork.py", "lorarar/pocket/styles.py", "lorarar/
 
 
 def sample(
-    folder: Path, base: str, adapter: str | None, prompt: str, seeds: list[int], settings: dict[str, Any]
+    folder: Path,
+    base: str,
+    adapter: str | None,
+    prompt: str,
+    seeds: list[int],
+    settings: dict[str, Any],
+    schedule: bool = False,
 ) -> None:
-    """Task: sample the images of one pair."""
+    """Task: sample the images of one prompt with an adapter, a schedule of two, or the base alone."""
     from lorarar.adapter import Adapter
     from lorarar.generate import generate
+    from lorarar.merge.klora import Schedule
 
-    loaded = Adapter.load(adapter) if adapter else None
+    loaded = (Schedule if schedule else Adapter).load(adapter) if adapter else None
     images = generate(backbone(Path(base)), loaded, prompt, seeds=seeds, **settings)
     for index, image in enumerate(images):
         pictures.write(folder / f"{index:02}.png", image)
@@ -77,6 +86,8 @@ def main(context: Context) -> None:
             "seeds": seeds,
             "settings": settings,
         }
+        if entry["schedule"]:
+            arguments["schedule"] = True
         tasks[name] = (arguments, [adapter] if adapter else [])
     code = CODE + TRUTH_CODE if function is draw else CODE
     done = context.fan_out(context.store("generate", code, base), function, tasks, f"generate {method} {split}")

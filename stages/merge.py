@@ -12,6 +12,7 @@ from lorarar.controls import CONTROLS
 from lorarar.files import write_json
 from lorarar.hypernet import HyperNetwork
 from lorarar.merge import columns
+from lorarar.merge.klora import Schedule
 from lorarar.merge.registry import METHODS
 from stages.context import Context, collect
 from stages.run import run
@@ -37,29 +38,32 @@ def main(context: Context) -> None:
 def _plan(context: Context, name: str, pair: Pair) -> dict[str, Any]:
     """What stage generate does for a pair: the prompt (None: nothing is sampled), and whether an adapter."""
     if name in METHODS:
-        return {"prompt": context.catalog.pair_prompt(*pair), "adapter": True}
+        schedule = METHODS[name].schedule
+        return {"prompt": context.catalog.pair_prompt(*pair), "adapter": True, "schedule": schedule}
     control = CONTROLS[name]
     prompts = {
         "pair": context.catalog.pair_prompt(*pair),
         "class": context.catalog.class_prompt(*pair),
         None: None,
     }
-    return {"prompt": prompts[control.prompt], "adapter": control.adapter is not None}
+    return {"prompt": prompts[control.prompt], "adapter": control.adapter is not None, "schedule": False}
 
 
-def _adapter(context: Context, name: str, pair: Pair) -> Adapter | None:
+def _adapter(context: Context, name: str, pair: Pair) -> Adapter | Schedule | None:
     content, style = (Adapter.load(context.adapter(member)) for member in pair)
     if name in CONTROLS:
         return {"content": content, "style": style, None: None}[CONTROLS[name].adapter]
-    method = METHODS[name]
-    options: dict[str, Any] = {}
-    if method.needs == "hypernet":
-        network = HyperNetwork.load(context.artifacts / "hypernet" / "hypernet.safetensors")
-        options = {"hypernet": network, "constants": context.knobs.hypernet.constants}
-    elif method.needs == "base+images":
-        path = context.artifacts / name / f"{pair_name(*pair)}.safetensors"
-        options = {"coefficients": columns.load(path)}
-    return method.merge(content, style, **options)
+    options: dict[str, Any] = dict(context.knobs.merge.get(name, {}))
+    path = context.artifacts / name / f"{pair_name(*pair)}.safetensors"
+    match name:
+        case "lorarar":
+            options["hypernet"] = HyperNetwork.load(context.artifacts / "hypernet" / "hypernet.safetensors")
+            options["constants"] = context.knobs.hypernet.constants
+        case "ziplora":
+            options["coefficients"] = columns.load(path)
+        case "joint":
+            options["adapter"] = Adapter.load(path)
+    return METHODS[name].merge(content, style, **options)
 
 
 if __name__ == "__main__":

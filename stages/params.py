@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -117,6 +117,8 @@ class BaseSections(Section):
     bank: Bank
     hypernet: Hypernet
     ziplora: Merger
+    joint: Training
+    merge: dict[str, dict[str, Any]]
     generate: Generate
     score: Score
 
@@ -199,6 +201,11 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
         base, key = getattr(params.bases, name), ("bases", name)
         yield from _names((*key, "bank", "subjects"), "subject", base.bank.subjects, list(catalog.subjects))
         yield from _names((*key, "bank", "styles"), "style", base.bank.styles, list(catalog.styles))
+        for method, options in base.merge.items():
+            yield from _names((*key, "merge"), "method", [method], METHODS)
+            for option in options if method in METHODS else ():
+                if option not in METHODS[method].options:
+                    yield (*key, "merge", method, option), _unknown("option", option, METHODS[method].options)
         yield from _names((*key, "hypernet", "guided"), "projection", base.hypernet.guided, None)
 
     bank = params.chosen.bank
@@ -227,7 +234,8 @@ def _names(key: Key, kind: str, given: list[Any] | None, known: Any) -> Iterator
             yield (*key, index), _unknown(kind, name, known)
 
 
-def _unknown(kind: str, name: str, known: Any) -> str:
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    known = list(known)
     near = get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:12])}" + " ..." * (len(known) > 12)
     return f"no {kind} is called {name!r}; {hint}"

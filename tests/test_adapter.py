@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,12 +81,60 @@ def test_alpha_is_folded_once(tmp_path):
     assert torch.equal(Adapter.load(tmp_path / "c.safetensors").layers[PATH].delta, factors.delta / 4)
 
 
-def test_text_encoder_layers_are_left_out_and_named(tmp_path, caplog):
-    factors = adapter().layers[PATH]
-    tensors = {f"unet.{PATH}.lora.down.weight": factors.down, f"unet.{PATH}.lora.up.weight": factors.up}
-    save_file({**tensors, "text_encoder.x.lora.down.weight": torch.ones(1, 1)}, tmp_path / "a.safetensors")
-    assert list(Adapter.load(tmp_path / "a.safetensors").layers) == [PATH]
-    assert "text_encoder.x" in caplog.text
+def test_what_is_not_merged_is_kept_apart(tmp_path):
+    convolution = Factors(torch.rand(2, 6, 3, 3), torch.rand(4, 2, 1, 1))
+    rest = {"unet.conv_in": convolution, "text_encoder_2.text_projection": adapter().layers[PATH]}
+    before = Adapter(adapter().layers, rest=rest)
+    before.save(tmp_path / "a.safetensors")
+    after = Adapter.load(tmp_path / "a.safetensors")
+    assert list(after.layers) == [PATH] and after.rest.keys() == rest.keys()
+    assert torch.equal(after.rest["unet.conv_in"].up, convolution.up)
+    assert {factor.dtype for factors in after.to(torch.bfloat16).rest.values() for factor in factors} == {
+        torch.bfloat16
+    }
+    assert (before.format, after.format, after.to(torch.float32).format) == ("", "diffusers", "diffusers")
+
+
+def test_files_are_written_in_the_dtype_asked_for(tmp_path):
+    adapter(dtype=torch.float32).save(tmp_path / "a.safetensors", dtype=torch.bfloat16)
+    assert Adapter.load(tmp_path / "a.safetensors").layers[PATH].down.dtype == torch.bfloat16
+
+
+def test_updates_of_convolutions():
+    """down finds r features, up mixes them: two convolutions in a row are the one with dW."""
+    factors = Factors(torch.rand(2, 6, 3, 3), torch.rand(4, 2, 1, 1))
+    x = torch.rand(1, 6, 8, 8)
+    in_a_row = torch.conv2d(torch.conv2d(x, factors.down), factors.up)
+    torch.testing.assert_close(torch.conv2d(x, factors.delta), in_a_row)
+
+
+@pytest.mark.parametrize("shapes", [((3, 5), (4, 3)), ((2, 6, 3, 3), (4, 2, 1, 1)), ((0, 5), (4, 0))])
+def test_norms_are_those_of_the_updates(shapes):
+    factors = Factors(*(torch.randn(shape) for shape in shapes))
+    assert factors.norm == pytest.approx(float(factors.delta.norm()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells where memory lies on Linux alone")
+def test_files_are_mapped_not_copied(tmp_path):
+    """An adapter of SDXL has hundreds of MB, of which a merge may need one layer at a time."""
+    adapter().save(tmp_path / "a.safetensors")
+    down, up = Adapter.load(tmp_path / "a.safetensors").layers[PATH]
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    places = [
+        [int(end, 16) for end in line[0].split("-")] for line in maps if line[-1] == str(tmp_path / "a.safetensors")
+    ]
+    assert places
+    for tensor in (down, up):
+        assert any(start <= tensor.data_ptr() < end for start, end in places)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_are_checked_when_asked(value):
+    damaged = adapter()
+    damaged.check("a.safetensors")
+    damaged.rest["unet.conv_in"] = Factors(torch.ones(1, 2, 3, 3), torch.full((4, 1, 1, 1), value))
+    with pytest.raises(UserError, match=r"a\.safetensors: layer unet\.conv_in holds NaN or infinity"):
+        damaged.check("a.safetensors")
 
 
 DOWN, UP = f"unet.{PATH}.lora.down.weight", f"unet.{PATH}.lora.up.weight"
@@ -97,7 +146,11 @@ DOWN, UP = f"unet.{PATH}.lora.down.weight", f"unet.{PATH}.lora.up.weight"
         ({DOWN: torch.ones(2, 6)}, "no `up` matrix"),
         ({UP: torch.ones(4, 2)}, "no `down` matrix"),
         ({DOWN: torch.ones(2, 6), UP: torch.ones(4, 3)}, "share no rank"),
-        ({DOWN: torch.ones(2, 6, 3, 3), UP: torch.ones(4, 2, 1, 1)}, "convolution"),
+        ({DOWN: torch.ones(2, 6, 3, 3), UP: torch.ones(4, 2)}, "neither a linear layer nor a convolution"),
+        ({DOWN: torch.ones(2, 6, 3, 3), UP: torch.ones(4, 2, 3, 3)}, "neither a linear layer nor a convolution"),
+        ({DOWN: torch.ones(2, 6), UP: torch.ones(4, 2), f"unet.{PATH}.alpha": torch.ones(2)}, "is no number"),
+        ({DOWN: torch.ones(2, 6), f"unet.{DOWN}": torch.ones(2, 6)}, "second `down` of its layer"),
+        ({DOWN: torch.ones(2, 6), UP: torch.ones(4, 2), f"unet.{PATH}.bias": torch.ones(4)}, r"bias is not part of"),
         ({f"unet.{PATH}.lora_magnitude_vector": torch.ones(4)}, "not part of a plain LoRA"),
         ({"something.else": torch.ones(4)}, "no UNet LoRA"),
     ],

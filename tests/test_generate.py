@@ -8,6 +8,7 @@ import torch
 
 from lorarar.backbone import Backbone
 from lorarar.generate import generate
+from lorarar.merge.klora import Schedule
 
 PROMPT = "a sks dog in oil painting style"
 
@@ -78,3 +79,15 @@ def test_other_samplers_keep_images_apart_too(tiny_folder, name):
         generate(backbone, None, PROMPT, seeds=[1, 2], batch_size=2, **options),
         generate(backbone, None, PROMPT, seeds=[1, 2], batch_size=1, **options),
     )
+
+
+def test_a_schedule_hands_over_at_its_turns(tiny, adapters):
+    content, style = adapters
+    settings = {"seeds": [5], "steps": 4, "guidance": 3.0}
+    never, always, halfway = (
+        generate(tiny, Schedule(content, style, dict.fromkeys(content.layers, turns)), PROMPT, **settings)
+        for turns in ((), (0.0,), (0.5,))
+    )
+    close(never, generate(tiny, content, PROMPT, **settings))
+    close(always, generate(tiny, style, PROMPT, **settings))
+    assert not np.array_equal(halfway[0], never[0]) and not np.array_equal(halfway[0], always[0])

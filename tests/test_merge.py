@@ -1,4 +1,4 @@
-"""Every merge is exactly its formula, as one LoRA of rank r_c + r_s."""
+"""Column-wise merges are exactly their formula, as one LoRA of rank r_c + r_s."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
 from lorarar.hypernet import HyperNetwork
 from lorarar.merge import columns, linear, lorarar, ziplora
-from lorarar.merge.registry import METHODS
 
 SHAPES = {"a.to_q": (8, 8), "a.to_k": (8, 12), "a.to_out.0": (8, 8)}
 
@@ -38,6 +37,8 @@ def test_linear_merges_are_weighted_sums_of_updates(merge, weight):
     merged = merge(content, style)
     assert_merge(merged, {p: weight * (content.layers[p].delta + style.layers[p].delta) for p in SHAPES})
     assert set(merged.ranks.values()) == {3 + 2}
+    merged = merge(content, style, weights=(0.8, -0.6))
+    assert_merge(merged, {p: 0.8 * content.layers[p].delta - 0.6 * style.layers[p].delta for p in SHAPES})
 
 
 def test_column_merge_scales_columns_of_the_updates():
@@ -60,6 +61,46 @@ def test_half_precision_is_merged_in_single():
     merged = linear.average(*half)
     expected = {p: 0.5 * (half[0].layers[p].delta + half[1].layers[p].delta) for p in SHAPES}
     assert_merge(merged, expected)
+
+
+def test_result_has_the_dtype_that_was_asked_for():
+    m = {path: (torch.full((n,), 1 / 3), torch.full((n,), 2 / 3)) for path, (_, n) in SHAPES.items()}
+    whole = columns.merge(content, style, m)
+    half = columns.merge(content, style, m, dtype=torch.float16)
+    for path, factors in whole.layers.items():
+        for exact, rounded in zip(factors, half.layers[path], strict=True):
+            assert torch.equal(exact.half(), rounded)  # rounded once, from products in float32
+
+
+def test_gradients_of_coefficients_are_those_of_the_formula():
+    m = torch.randn(2, 8, requires_grad=True)
+    merged = columns.merge(content, style, {"a.to_q": (m[0], m[1])})
+    (gradient,) = torch.autograd.grad(merged.layers["a.to_q"].delta.square().sum(), m)
+    c, s = content.layers["a.to_q"].delta, style.layers["a.to_q"].delta
+    (expected,) = torch.autograd.grad((m[0] * c + m[1] * s).square().sum(), m)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_what_is_not_merged_is_carried_over():
+    def conv(rank, seed, kernel=3):
+        g = torch.Generator().manual_seed(seed)
+        return Factors(torch.randn(rank, 4, kernel, kernel, generator=g), torch.randn(6, rank, 1, 1, generator=g))
+
+    def update(factors):
+        return torch.einsum("orxy,rihw->oihw", factors.up, factors.down)
+
+    text = make(2, seed=5, shapes={"text_encoder.q": (4, 4)}).layers
+    one = Adapter(content.layers, rest={"conv": conv(2, 6)} | text)
+    other = Adapter(style.layers, rest={"conv": conv(3, 7)})
+    rest = linear.average(one, other, dtype=torch.float64).rest
+    assert rest.keys() == {"conv", "text_encoder.q"}
+    assert torch.equal(rest["text_encoder.q"].delta, text["text_encoder.q"].delta)
+    torch.testing.assert_close(
+        update(rest["conv"]), sum(update(a.rest["conv"]) for a in (one, other)), check_dtype=False
+    )
+    other = Adapter(style.layers, rest={"conv": conv(3, 7, kernel=1)})
+    with pytest.raises(UserError, match="layer conv is 6 x 4 x 3 x 3 x 1 x 1 and 6 x 4 x 1 x 1 x 1 x 1"):
+        linear.direct(one, other)
 
 
 def test_adapters_of_different_bases_are_refused_by_layer():
@@ -92,19 +133,6 @@ def test_coefficients_travel_through_files(tmp_path):
     content.save(tmp_path / "adapter.safetensors")
     with pytest.raises(UserError, match="not a file of merging coefficients"):
         columns.load(tmp_path / "adapter.safetensors")
-
-
-def test_registry_lists_methods_by_their_names_and_runs_them():
-    assert list(METHODS) == ["direct", "average", "ziplora", "lorarar"]
-    assert all(name == method.name for name, method in METHODS.items())
-    options = {
-        "": {},
-        "hypernet": {"hypernet": HyperNetwork([8])},
-        "base+images": {"coefficients": {path: (torch.ones(n), torch.ones(n)) for path, (_, n) in SHAPES.items()}},
-    }
-    for method in METHODS.values():
-        merged = method.merge(content, style, **options[method.needs])
-        assert method.exact and set(merged.ranks.values()) == {5}
 
 
 def test_ziplora_starts_from_the_direct_merge_and_lowers_the_loss(tiny, adapters, references):

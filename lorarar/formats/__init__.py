@@ -1,36 +1,62 @@
 """LoRA files on disk: safetensors in, low-rank factors out, and back.
 
-A format is a module with `parse(tensors, metadata, source)` and `keys(layers)`. What every format shares, the
-safetensors container and its failures, is here.
+A format is a module with `PREFIXES`, how its keys begin, `FOLDED`, the metadata whose meaning reading uses up,
+`parse(tensors, metadata, source)` and `keys(layers)`. All know a layer by its component and the module path in it:
+`unet.<path>`, `text_encoder.<path>` or `text_encoder_2.<path>`. What every format shares, the safetensors container
+and its failures, is here.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from lorarar.errors import UserError
-from lorarar.files import atomic
-from lorarar.formats import diffusers
+from lorarar.files import atomic, write_json
+from lorarar.formats import diffusers, kohya, peft
+from lorarar.formats.factors import Layers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Layers = dict[str, tuple["Tensor", "Tensor"]]
+READERS: dict[str, ModuleType] = {"diffusers": diffusers, "peft": peft, "kohya": kohya}
+WRITERS: dict[str, Callable[[Layers], dict[str, Tensor]]] = {
+    "diffusers": diffusers.keys,
+    "peft": peft.keys,
+    "kohya": kohya.keys,
+    "kohya-sgm": partial(kohya.keys, sgm=True),
+}
+
+# Updates that are not up @ down, by what their keys contain.
+_OTHERS = {
+    r"\.hada_": "LoHa (LyCORIS)",
+    r"\.lokr_": "LoKr (LyCORIS)",
+    r"\.lora_mid\.": "LoCon with Tucker factors (LyCORIS)",
+    r"\.dora_scale|lora_magnitude_vector": "DoRA",
+    r"\.diff(_b)?$": "full differences of weights",
+}
 
 
-def read(path: Path | str) -> tuple[Layers, dict[str, str]]:
-    """Factors and metadata of a LoRA file.
+def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
+    """Factors of a LoRA file in any of the formats, which is told by the keys.
+
+    Tensors are views of the memory-mapped file, except each `up` that alpha changes.
 
     Returns
     -------
     layers
-        UNet module path -> (down (r, n_in), up (m_out, r)), with alpha / r folded into `up`.
+        `<component>.<module path>` -> (down, up), with alpha / r folded into `up`: (r, n_in) and (m_out, r) of a
+        linear layer, (r, c_in, h, w) and (c_out, r, 1, 1) of a convolution.
     metadata
         The file's metadata, without the entries whose meaning was folded into the factors.
+    format
+        A key of `READERS`.
 
     Raises
     ------
@@ -38,17 +64,39 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str]]:
         The file is missing, damaged, or holds something a merge would silently get wrong.
     """
     tensors, metadata = read_tensors(path)
-    layers = diffusers.parse(tensors, metadata, str(path))
-    return layers, {key: value for key, value in metadata.items() if key not in diffusers.FOLDED}
+    for key in tensors:
+        for mark, name in _OTHERS.items():
+            if re.search(mark, key):
+                raise UserError(f"{path}: {key} is {name}, not part of a plain LoRA; convert the file to one first")
+    format = _detect(tensors, path)
+    layers = READERS[format].parse(tensors, metadata, str(path))
+    return layers, {key: value for key, value in metadata.items() if key not in READERS[format].FOLDED}, format
 
 
-def write(path: Path | str, layers: Mapping[str, tuple[Tensor, Tensor]], metadata: Mapping[str, str]) -> None:
-    """Write factors in diffusers' format; equal inputs make equal bytes."""
-    write_tensors(path, diffusers.keys(layers), metadata)
+def write(path: Path | str, layers: Layers, metadata: Mapping[str, str], format: str = "diffusers") -> None:
+    """Write factors with alpha = rank; equal inputs make equal bytes.
+
+    Beside a peft file its `adapter_config.json` is written. "kohya-sgm" is kohya with SDXL's original block names.
+
+    Raises
+    ------
+    UserError
+        The format is unknown or has no name for a layer.
+    """
+    if format not in WRITERS:
+        raise UserError(f"format {format} is unknown; choose one of {', '.join(WRITERS)}")
+    extra = diffusers.metadata(layers) if format == "diffusers" else {}
+    beside = {peft.CONFIGURATION: peft.adapter_config(layers)} if format == "peft" else {}
+    write_tensors(path, WRITERS[format](layers), {**metadata, **extra})
+    for name, content in beside.items():
+        write_json(Path(path).with_name(name), content)
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, with failures told in the user's terms."""
+    """Tensors and metadata of a safetensors file, with failures told in the user's terms.
+
+    The tensors are views of the file's pages, read when first touched; writing to them leaves the file alone.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -58,6 +106,10 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of a .safetensors file") from None
     except (SafetensorError, OSError) as error:
+        if _is_pickle(path):
+            raise UserError(
+                f"{path}: a pickle, which can run code when opened, so it is not read; convert it to safetensors first"
+            ) from None
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or make it again") from None
 
 
@@ -69,6 +121,25 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
     with atomic(path) as temporary:
         save_file(contiguous, str(temporary), metadata=dict(metadata or {}))
         _sort_header(temporary)
+
+
+def _detect(keys: Iterable[str], path: Path | str) -> str:
+    for key in keys:
+        for name, format in READERS.items():
+            if key.startswith(format.PREFIXES):
+                return name
+    found = next(iter(keys), "nothing")
+    raise UserError(f"{path}: no UNet LoRA as {', '.join(READERS)} name it, but {found}; give the file of a LoRA")
+
+
+def _is_pickle(path: Path | str) -> bool:
+    """Whether a file that is not safetensors begins as torch.save's do: a zip archive, or pickle's protocol mark."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    return start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[8:] != b"{")  # { : damaged safetensors
 
 
 def _sort_header(path: Path) -> None:

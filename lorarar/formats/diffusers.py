@@ -1,18 +1,20 @@
-"""diffusers' LoRA keys: `unet.<path>.lora.down.weight` and `.lora.up.weight`, or peft's `lora_A`, `lora_B`.
+"""diffusers' LoRA keys: `unet.<path>.lora.down.weight`, `text_encoder.<path>.lora_linear_layer.down.weight`, and kin.
 
-The effective update is (alpha / r) up @ down. A file without alpha means alpha = r.
+A file without alpha means alpha = r. Spellings of other days are read too: peft's `lora_A` and `lora_B`, `unet.` twice
+or not at all, and the attention processors' `attn1.processor.to_q_lora.down.weight`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorarar.errors import UserError
+from lorarar.formats import peft
+from lorarar.formats.factors import Layers, gather
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,75 +22,70 @@ if TYPE_CHECKING:
 # diffusers keeps peft's configuration, and with it alpha, as JSON under this metadata key.
 CONFIGURATION = "lora_adapter_metadata"
 FOLDED = frozenset({CONFIGURATION})
+PREFIXES = ("unet.", "text_encoder.", "text_encoder_2.", "down_blocks.", "mid_block.", "up_blocks.")
 
 _KEY = re.compile(
-    r"(?:unet\.)+(?P<path>.+?)\."
-    r"(?:(?P<down>(?:lora\.down|lora_A)(?:\.default)?\.weight)"
-    r"|(?P<up>(?:lora\.up|lora_B)(?:\.default)?\.weight)|alpha)"
+    r"(?:(?P<component>unet|text_encoder(?:_2)?)\.(?:unet\.)*|(?=(?:down|mid|up)_block))(?P<path>.+?)"
+    r"(?:(?:\.lora|\.lora_linear_layer|(?:\.processor)?\.to_(?P<processor>q|k|v|out)_lora)\.(?P<part>down|up)\.weight"
+    r"|\.lora_(?P<matrix>A|B)(?:\.default)?\.weight|\.alpha)"
 )
-_log = logging.getLogger(__name__)
 
 
-def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module path -> (down, up) with alpha folded into `up`; `source` names the file in messages.
+def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Layers:
+    """Layer -> (down, up) with alpha folded into `up`; `source` names the file in messages."""
+    try:
+        configuration = dict(json.loads(metadata.get(CONFIGURATION, "{}")))
+    except (ValueError, TypeError):
+        raise UserError(
+            f"{source}: metadata `{CONFIGURATION}` is not a JSON object, so alpha is unknown; save it again"
+        ) from None
+    components: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in configuration.items():
+        component, _, entry = key.partition(".")
+        components[component][entry] = value
 
-    Text encoder layers are left out with a warning; whatever else cannot become (down, up) pairs is refused.
-    """
-    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    left_out = []
-    for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match:
-            part = "down" if match["down"] else "up" if match["up"] else "alpha"
-            found[match["path"]][part] = tensor
-        elif key.startswith("unet."):
-            raise UserError(f"{source}: {key} is not part of a plain LoRA; convert the file to one first")
-        else:
-            left_out.append(key)
-    if not found:
-        raise UserError(f"{source}: no UNet LoRA in diffusers' format inside; keys must start with `unet.`")
-    if left_out:
-        _log.warning("%s: left out %d tensors outside the UNet, such as %s", source, len(left_out), left_out[0])
+    def scale(layer: str, rank: int) -> float:
+        component, _, path = layer.partition(".")
+        return peft.scale(components[component], path, rank, source)
 
-    configuration = _configuration(metadata, source)
-    layers = {}
-    for path, parts in sorted(found.items()):
-        layers[path] = _factors(path, parts, configuration, source)
-    return layers
+    return gather(tensors, _locate, scale, source)
 
 
-def keys(layers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def keys(layers: Layers) -> dict[str, Tensor]:
     """The tensors of a file that `StableDiffusionXLPipeline.load_lora_weights` reads."""
     return {
-        f"unet.{path}.lora.{part}.weight": tensor
-        for path, factors in layers.items()
+        f"{layer}.{'lora' if layer.startswith('unet.') else 'lora_linear_layer'}.{part}.weight": tensor
+        for layer, factors in layers.items()
         for part, tensor in zip(("down", "up"), factors, strict=True)
     }
 
 
-def _factors(
-    path: str, parts: Mapping[str, Tensor], configuration: Mapping[str, Any], source: str
-) -> tuple[Tensor, Tensor]:
-    for part in ("down", "up"):
-        if part not in parts:
-            raise UserError(f"{source}: layer {path} has no `{part}` matrix; the file is incomplete, make it again")
-    down, up = parts["down"], parts["up"]
-    if down.ndim != 2 or up.ndim != 2:
-        raise UserError(f"{source}: layer {path} is a convolution; only linear layers can be merged")
-    if down.shape[0] != up.shape[1]:
-        shapes = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
-        raise UserError(f"{source}: layer {path} has {shapes}, which share no rank; the file is damaged")
-    rank = down.shape[0]
-    pattern = configuration.get("unet.alpha_pattern") or {}
-    alpha = float(parts.get("alpha", pattern.get(path, configuration.get("unet.lora_alpha", rank))))
-    divisor = rank**0.5 if configuration.get("unet.use_rslora") else rank
-    return down, up if alpha == divisor else (up.float() * (alpha / divisor)).to(up.dtype)
+def metadata(layers: Layers) -> dict[str, str]:
+    """What the file must say of alpha: nothing, if each component has one rank.
+
+    Where nothing is said and ranks differ, older versions of diffusers take the rank of one layer for the alpha of all.
+    """
+    components: dict[str, dict[str, tuple[Tensor, Tensor]]] = defaultdict(dict)
+    for layer, factors in layers.items():
+        component, _, path = layer.partition(".")
+        # diffusers takes `text_model` from names where the encoder has none, but not from these.
+        components[component][path.removeprefix("text_model.")] = factors
+    configurations = {component: peft.configuration(part) for component, part in components.items()}
+    if not any(configuration["rank_pattern"] for configuration in configurations.values()):
+        return {}
+    entries = {f"{component}.{key}": value for component, all in configurations.items() for key, value in all.items()}
+    return {CONFIGURATION: json.dumps(entries, sort_keys=True)}
 
 
-def _configuration(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(metadata.get(CONFIGURATION, "{}")))
-    except ValueError:
-        raise UserError(
-            f"{source}: metadata `{CONFIGURATION}` is not JSON, so alpha is unknown; save it again"
-        ) from None
+def _locate(key: str) -> tuple[str, str] | None:
+    match = _KEY.fullmatch(key)
+    if not match:
+        return None
+    component, path, processor = match["component"] or "unet", match["path"], match["processor"]
+    if component == "unet":
+        path += {None: "", "out": ".to_out.0"}.get(processor, f".to_{processor}")
+    else:
+        path += f".{processor}_proj" if processor else ""
+        # CLIP's layers are in `text_model`, which recent transformers leave out; diffusers reads names with it always.
+        path = re.sub(r"^encoder\.", "text_model.encoder.", path)
+    return f"{component}.{path}", match["part"] or {"A": "down", "B": "up", None: "alpha"}[match["matrix"]]

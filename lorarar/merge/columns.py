@@ -28,6 +28,8 @@ def merge(
     style: Adapter,
     coefficients: Mapping[str, tuple[Tensor, Tensor]],
     default: tuple[float, float] = (1.0, 1.0),
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Adapter:
     """Merge two adapters by Eq. 2 of LoRA.rar (arXiv 2412.05148).
 
@@ -37,34 +39,53 @@ def merge(
         (m_c, m_s) of the layers that have them. Gradients flow through.
     default
         The constants (m_c, m_s) of all other layers.
+    dtype
+        Of the result; products are taken in float32.
 
     Returns
     -------
     Adapter
-        In float32. Each layer that either adapter has, of rank r_c + r_s; an absent layer counts as rank 0.
+        Each layer that either adapter has, of rank r_c + r_s; an absent layer counts as rank 0.
 
     Raises
     ------
     UserError
         The adapters were made for different base models.
     """
-    layers = {}
-    for path, c, s in pairs(content, style):
-        m_c, m_s = coefficients.get(path, default)
-        down = torch.cat([c.down.float() * m_c, s.down.float() * m_s])
-        layers[path] = Factors(down, torch.cat([c.up.float(), s.up.float()], dim=1))
-    return Adapter(layers)
+    layers = {
+        path: concatenate(c, s, *coefficients.get(path, default), dtype=dtype) for path, c, s in pairs(content, style)
+    }
+    return Adapter(layers, rest=carry(content, style, dtype))
+
+
+def concatenate(
+    content: Factors,
+    style: Factors,
+    m_c: Tensor | float = 1.0,
+    m_s: Tensor | float = 1.0,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Factors:
+    """[up_c up_s] [down_c diag(m_c); down_s diag(m_s)]; with constants also of convolutions, whose factors are 4-d."""
+    rank = content.rank + style.rank
+    # Written into place: at SDXL's size a further copy of everything is what would take the time.
+    down = content.down.new_empty(rank, *content.down.shape[1:], dtype=dtype)
+    down[: content.rank] = content.down.float() * m_c
+    down[content.rank :] = style.down.float() * m_s
+    up = content.up.new_empty(len(content.up), rank, *content.up.shape[2:], dtype=dtype)
+    up[:, : content.rank] = content.up
+    up[:, content.rank :] = style.up
+    return Factors(down, up)
 
 
 def pairs(content: Adapter, style: Adapter) -> Iterator[tuple[str, Factors, Factors]]:
     """Each layer that either adapter has, by name, with rank-0 factors where one has none."""
-    for path in sorted(content.layers.keys() | style.layers.keys()):
-        c = content.layers.get(path) or _nothing_like(style.layers[path])
-        s = style.layers.get(path) or _nothing_like(content.layers[path])
-        if (c.up.shape[0], c.down.shape[1]) != (s.up.shape[0], s.down.shape[1]):
-            shapes = " and ".join(f"{f.up.shape[0]} x {f.down.shape[1]}" for f in (c, s))
-            raise UserError(f"layer {path} is {shapes} in the two adapters: merge adapters of one base model")
-        yield path, c, s
+    return _pairs(content.layers, style.layers)
+
+
+def carry(content: Adapter, style: Adapter, dtype: torch.dtype = torch.float32) -> dict[str, Factors]:
+    """What no method merges, text encoders and convolutions: of one adapter as it is, of both the sum of updates."""
+    return {path: concatenate(c, s, dtype=dtype) for path, c, s in _pairs(content.rest, style.rest)}
 
 
 def save(path: Path | str, coefficients: Mapping[str, tuple[Tensor, Tensor]], metadata: Mapping[str, str]) -> None:
@@ -88,5 +109,20 @@ def load(path: Path | str) -> Coefficients:
     return coefficients
 
 
+def _pairs(content: Mapping[str, Factors], style: Mapping[str, Factors]) -> Iterator[tuple[str, Factors, Factors]]:
+    for path in sorted(content.keys() | style.keys()):
+        c = content.get(path) or _nothing_like(style[path])
+        s = style.get(path) or _nothing_like(content[path])
+        if _shape(c) != _shape(s):
+            shapes = " and ".join(" x ".join(map(str, _shape(factors))) for factors in (c, s))
+            raise UserError(f"layer {path} is {shapes} in the two adapters: merge adapters of one base model")
+        yield path, c, s
+
+
 def _nothing_like(factors: Factors) -> Factors:
     return Factors(factors.down[:0], factors.up[:, :0])
+
+
+def _shape(factors: Factors) -> tuple[int, ...]:
+    """(m_out, n_in), and of a convolution the sizes of both kernels."""
+    return factors.up.shape[0], *factors.down.shape[1:], *factors.up.shape[2:]

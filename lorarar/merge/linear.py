@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
+
 from lorarar.adapter import Adapter
 from lorarar.merge import columns
+from lorarar.merge.options import require_weights
 
 
-def direct(content: Adapter, style: Adapter) -> Adapter:
-    """dW_c + dW_s (Model soups, arXiv 2203.05482, with weights 1 and 1 as LoRA.rar's comparison has them)."""
-    return columns.merge(content, style, {}, default=(1.0, 1.0))
+def direct(
+    content: Adapter,
+    style: Adapter,
+    *,
+    weights: tuple[float, float] = (1.0, 1.0),
+    dtype: torch.dtype = torch.float32,
+) -> Adapter:
+    """w_c dW_c + w_s dW_s, exactly, by concatenation: peft's `cat`.
+
+    With weights 1 and 1 it is the direct merge of LoRA.rar's comparison (Model soups, arXiv 2203.05482).
+    Raises `UserError` if the adapters were made for different base models.
+    """
+    require_weights("weights", weights)
+    return columns.merge(content, style, {}, default=weights, dtype=dtype)
 
 
-def average(content: Adapter, style: Adapter) -> Adapter:
-    """0.5 dW_c + 0.5 dW_s."""
-    return columns.merge(content, style, {}, default=(0.5, 0.5))
+average = partial(direct, weights=(0.5, 0.5))

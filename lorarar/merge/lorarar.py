@@ -7,11 +7,17 @@ import torch
 from lorarar.adapter import Adapter
 from lorarar.hypernet import HyperNetwork
 from lorarar.merge import columns
+from lorarar.merge.options import require_weights
 
 
 @torch.no_grad()
 def merge(
-    content: Adapter, style: Adapter, *, hypernet: HyperNetwork, constants: tuple[float, float] = (0.5, 0.5)
+    content: Adapter,
+    style: Adapter,
+    *,
+    hypernet: HyperNetwork,
+    constants: tuple[float, float] = (0.5, 0.5),
+    dtype: torch.dtype = torch.float32,
 ) -> Adapter:
     """Merge by predicted coefficients on the guided projections and by constants on all other layers.
 
@@ -20,4 +26,5 @@ def merge(
     constants
         (m_c, m_s) of key and value: the paper's average, (0.5, 0.5); its released code sums them, (1, 1).
     """
-    return columns.merge(content, style, hypernet.coefficients(content, style), default=constants)
+    require_weights("constants", constants)
+    return columns.merge(content, style, hypernet.coefficients(content, style), default=constants, dtype=dtype)

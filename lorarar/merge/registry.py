@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from lorarar.adapter import Adapter
-from lorarar.merge import linear, lorarar, ziplora
+from lorarar.merge import joint, klora, linear, lorarar, nplora, svd, ziplora
+from lorarar.merge.sparse import Sparse
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,13 @@ class Method:
     exact
         Whether the result is one standard LoRA that equals the method's formula.
     needs
-        What beyond two adapters it takes: nothing, a trained hypernetwork (keyword `hypernet`), or a base
-        model and the reference images, from which its `optimise` finds the keyword `coefficients`.
+        What beyond two adapters it takes: nothing, a trained hypernetwork (keyword `hypernet`), or a base model and
+        the reference images, from which `ziplora.optimise` finds the keyword `coefficients` and `joint.train` makes
+        the keyword `adapter`.
     merge
-        `(content, style, **options) -> Adapter`.
+        `(content, style, **options) -> Adapter`, or `Schedule`. All take `dtype`, that of the result.
+    schedule
+        Whether the result is a `klora.Schedule`, which gives an adapter for each denoising step.
     """
 
     name: str
@@ -30,7 +34,14 @@ class Method:
     paper: str
     exact: bool
     needs: Literal["", "hypernet", "base+images"]
-    merge: Callable[..., Adapter]
+    merge: Callable[..., Any]
+    schedule: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the user may set, with its default: keywords of `merge` but those the benchmark or the command gives."""
+        parameters = inspect.signature(self.merge).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "dtype"}
 
 
 METHODS: dict[str, Method] = {
@@ -38,7 +49,16 @@ METHODS: dict[str, Method] = {
     for method in [
         Method("direct", "Direct merge", "arXiv 2203.05482", True, "", linear.direct),
         Method("average", "Average", "arXiv 2203.05482", True, "", linear.average),
+        Method("concat", "Concatenation", "peft", True, "", linear.direct),
+        Method("svd", "SVD", "peft", False, "", svd.merge),
+        Method("dare", "DARE", "arXiv 2311.03099", False, "", Sparse("dare_linear")),
+        Method("ties", "TIES", "arXiv 2306.01708", False, "", Sparse("ties")),
+        Method("dare_ties", "DARE-TIES", "arXiv 2403.13257", False, "", Sparse("dare_ties")),
+        Method("magnitude_prune", "Magnitude pruning", "peft", False, "", Sparse("magnitude_prune")),
         Method("ziplora", "ZipLoRA", "arXiv 2311.13600", True, "base+images", ziplora.merge),
         Method("lorarar", "LoRA.rar", "arXiv 2412.05148", True, "hypernet", lorarar.merge),
+        Method("klora", "K-LoRA", "arXiv 2502.18461", False, "", klora.merge, schedule=True),
+        Method("nplora", "NP-LoRA", "arXiv 2511.11051", True, "", nplora.merge),
+        Method("joint", "Joint training", "arXiv 2208.12242", True, "base+images", joint.merge),
     ]
 }

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from lorarar.backbone import Backbone
 
 
-def merge(content: Adapter, style: Adapter, *, coefficients: columns.Coefficients) -> Adapter:
+def merge(
+    content: Adapter, style: Adapter, *, coefficients: columns.Coefficients, dtype: torch.dtype = torch.float32
+) -> Adapter:
     """Merge by the coefficients that `optimise` found for this very pair."""
-    return columns.merge(content, style, coefficients)
+    return columns.merge(content, style, coefficients, dtype=dtype)
 
 
 def optimise(

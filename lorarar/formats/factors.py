@@ -1,0 +1,70 @@
+"""From a file's tensors to the factors of each layer, with alpha folded in exactly once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from lorarar.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Layers = Mapping[str, tuple["Tensor", "Tensor"]]
+"""`<component>.<module path>` -> (down, up)."""
+
+
+def gather(
+    tensors: Mapping[str, Tensor],
+    locate: Callable[[str], tuple[str, str] | None],
+    scale: Callable[[str, int], float],
+    source: str,
+) -> Layers:
+    """Pair the tensors of each layer and fold its scale into `up`.
+
+    Parameters
+    ----------
+    locate
+        Key -> (layer, "down", "up" or "alpha"), or None if the format has no such key.
+    scale
+        (layer, rank) -> the factor of up @ down where the file has no tensor of alpha; with one it is alpha / rank.
+    source
+        Names the file in messages.
+
+    Raises
+    ------
+    UserError
+        A key is unknown or says what another said, or a layer's tensors are no pair of factors.
+    """
+    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in tensors.items():
+        located = locate(key)
+        if not located:
+            raise UserError(f"{source}: {key} is not part of a plain LoRA; take it out, or convert the file to one")
+        layer, part = located
+        if part in found[layer]:
+            raise UserError(f"{source}: {key} is the second `{part}` of its layer; the file is damaged, make it again")
+        found[layer][part] = tensor
+    return {layer: _factors(layer, parts, scale, source) for layer, parts in sorted(found.items())}
+
+
+def _factors(
+    layer: str, parts: Mapping[str, Tensor], scale: Callable[[str, int], float], source: str
+) -> tuple[Tensor, Tensor]:
+    for part in ("down", "up"):
+        if part not in parts:
+            raise UserError(f"{source}: layer {layer} has no `{part}` matrix; the file is incomplete, make it again")
+    down, up = parts["down"], parts["up"]
+    shapes = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
+    if down.ndim not in (2, 4) or up.ndim != down.ndim or any(size != 1 for size in up.shape[2:]):
+        raise UserError(f"{source}: layer {layer} has {shapes}, of neither a linear layer nor a convolution")
+    if down.shape[0] != up.shape[1]:
+        raise UserError(f"{source}: layer {layer} has {shapes}, which share no rank; the file is damaged")
+    if "alpha" in parts and parts["alpha"].numel() != 1:
+        raise UserError(f"{source}: layer {layer} has an alpha that is no number; the file is damaged")
+    rank = down.shape[0]
+    if rank == 0:
+        return down, up
+    factor = float(parts["alpha"]) / rank if "alpha" in parts else scale(layer, rank)
+    return down, up if factor == 1 else (up.float() * factor).to(up.dtype)

@@ -1,0 +1,145 @@
+"""K-LoRA (arXiv 2502.18461): in each denoising step each layer is the content's or the style's, never a mixture."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import inf, isfinite
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from lorarar import formats
+from lorarar.adapter import Adapter, Factors
+from lorarar.errors import UserError
+from lorarar.merge import columns
+from lorarar.merge.options import require
+
+Variant = Literal["s", "s*"]
+# Progress and turns are rounded differently: a step that falls on a turn is past it.
+ROUNDING = 1e-9
+
+
+@dataclass
+class Schedule:
+    """Two adapters, and which of them each layer takes from when to when.
+
+    Attributes
+    ----------
+    turns
+        Layer that both have -> at which progress of denoising, in [0, 1], it changes hands. It starts as the
+        content's; progress is the share of steps that are done.
+    metadata
+        Free text that travels with the file.
+    """
+
+    content: Adapter
+    style: Adapter
+    turns: dict[str, tuple[float, ...]]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def at(self, progress: float) -> Adapter:
+        """The adapter for the step before which the share `progress`, in [0, 1), of all steps was done."""
+        layers = self.style.layers | self.content.layers
+        for path, turns in self.turns.items():
+            if sum(turn <= progress + ROUNDING for turn in turns) % 2:
+                layers[path] = self.style.layers[path]
+        return Adapter(layers, rest=self._rest)
+
+    def save(self, path: Path | str) -> None:
+        """Write both adapters and the turns to one safetensors file, whole or not at all."""
+        tensors = {
+            f"{name}.{part}.{layer}.{side}": tensor
+            for name, adapter in (("content", self.content), ("style", self.style))
+            for part, table in (("layers", adapter.layers), ("rest", adapter.rest))
+            for layer, factors in table.items()
+            for side, tensor in zip(Factors._fields, factors, strict=True)
+        }
+        formats.write_tensors(path, tensors, self.metadata | {"schedule": json.dumps(self.turns, sort_keys=True)})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Schedule:
+        """Read what `save` wrote; raises `UserError` if the file is missing, damaged or of another kind."""
+        tensors, metadata = formats.read_tensors(path)
+        found: dict[tuple[str, str], dict[str, Factors]] = defaultdict(dict)
+        try:
+            turns = {layer: tuple(each) for layer, each in json.loads(metadata.pop("schedule")).items()}
+            for stem in [key.removesuffix(".down") for key in tensors if key.endswith(".down")]:
+                name, part, layer = stem.split(".", 2)
+                found[name, part][layer] = Factors(tensors[f"{stem}.down"], tensors[f"{stem}.up"])
+        except (KeyError, ValueError):
+            raise UserError(f"{path}: not a schedule of two adapters; give a file that K-LoRA made") from None
+        content, style = (Adapter(found[name, "layers"], rest=found[name, "rest"]) for name in ("content", "style"))
+        return cls(content, style, turns, metadata)
+
+    @cached_property
+    def _rest(self) -> dict[str, Factors]:
+        return columns.carry(self.content, self.style)
+
+
+@torch.no_grad()
+def merge(
+    content: Adapter,
+    style: Adapter,
+    *,
+    alpha: float = 1.5,
+    beta: float | None = None,
+    variant: Variant = "s",
+    dtype: torch.dtype = torch.float32,
+) -> Schedule:
+    """The schedule of K-LoRA: a layer is the content's while S_c / gamma > S_s scale(t).
+
+    S_c and S_s are the sums of the r_c r_s largest magnitudes in the layer's dW_c and dW_s, gamma is the ratio of
+    the sums of all magnitudes over all layers that both adapters have, and scale(t) = alpha t / T + beta after t of
+    T steps. None of these sums depends on the step, so each is taken once.
+
+    Parameters
+    ----------
+    beta
+        None is 0.5, or 0.85 alpha in the variant "s*".
+    variant
+        "s*" takes scale(t) modulo alpha, which begins with the style and ends with more of it.
+
+    Raises
+    ------
+    UserError
+        An option is out of range, or the adapters were made for different base models.
+    """
+    require("alpha", alpha, lambda number: 0 < number < inf, "a number above 0")
+    require("beta", beta, lambda number: number is None or isfinite(number), "a number")
+    require("variant", variant, lambda name: name in get_args(Variant), " or ".join(get_args(Variant)))
+    if beta is None:
+        beta = 0.85 * alpha if variant == "s*" else 0.5
+    largest, total_c, total_s = {}, 0.0, 0.0
+    for path, c, s in columns.pairs(content, style):
+        if c.rank and s.rank:
+            k = min(c.rank * s.rank, c.up.shape[0] * c.down.shape[1])
+            (of_c, all_c), (of_s, all_s) = _sums(c, k), _sums(s, k)
+            largest[path] = of_c, of_s
+            total_c, total_s = total_c + all_c, total_s + all_s
+    turns = {}
+    for path, (of_c, of_s) in largest.items():
+        # Where the right-hand side is 0, the content wins with whatever it has.
+        won, against = of_c * total_s, of_s * total_c
+        ratio = won / against if against else inf if of_c else 0.0
+        turns[path] = _turns(ratio / alpha, beta / alpha, variant)
+    return Schedule(content.to(dtype), style.to(dtype), turns)
+
+
+def _sums(factors: Factors, k: int) -> tuple[float, float]:
+    """Of the k largest magnitudes of dW, and of all."""
+    magnitudes = factors.delta.abs_().flatten()
+    return float(magnitudes.topk(k, sorted=False).values.sum()), float(magnitudes.sum())
+
+
+def _turns(ratio: float, offset: float, variant: Variant) -> tuple[float, ...]:
+    """Where ratio crosses progress + offset, or that modulo 1 in the variant "s*"; both divided by alpha."""
+    if variant == "s":
+        turns = [ratio - offset]
+    else:
+        offset, ratio = offset % 1, min(ratio, 1.0)
+        turns = [ratio - offset, 1 - offset, 1 - offset + ratio]
+    return tuple(max(turn, 0.0) for turn in turns if turn <= 1)

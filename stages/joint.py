@@ -1,0 +1,72 @@
+"""Stage joint: one LoRA trained on subject and style together, for every evaluated pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lorarar import pictures
+from lorarar.catalog import pair_name
+from stages.context import Context, backbone, collect
+from stages.run import run
+
+CODE = [
+    "lorarar/adapter.py",
+    "lorarar/backbone.py",
+    "lorarar/dreambooth.py",
+    "lorarar/formats",
+    "lorarar/merge/joint.py",
+    "lorarar/pocket/vae.py",
+    "lorarar/references.py",
+    "stages/joint.py",
+]
+
+
+def train(
+    folder: Path,
+    base: str,
+    content: dict[str, Any],
+    style: dict[str, Any],
+    rank: int,
+    training: dict[str, Any],
+    seed: int,
+) -> None:
+    """Task: train the adapter of one pair."""
+    from lorarar.backbone import to_tensor
+    from lorarar.merge import joint
+
+    concepts: list[Any] = []
+    for member in (content, style):
+        images = [pictures.read(path) for path in member["images"]]
+        concepts += [to_tensor(images), [member["prompt"]] * len(images)]
+    adapter = joint.train(backbone(Path(base), exact=True), *concepts, rank=rank, seed=seed, **training)
+    adapter.save(folder / "adapter.safetensors")
+
+
+def main(context: Context) -> None:
+    """Train those that are not there yet; none at all if joint training is not compared."""
+    base = context.data / "base"
+    tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
+    for pair in context.evaluated if "joint" in context.params.evaluate.methods else []:
+        name = pair_name(*pair)
+        content, style = (
+            {"images": [str(path) for path in context.pictures(member)], "prompt": member.prompt} for member in pair
+        )
+        arguments = {
+            "base": str(base),
+            "content": content,
+            "style": style,
+            "rank": context.knobs.bank.rank,
+            "training": context.knobs.joint.model_dump(),
+            "seed": context.seed("joint", name),
+        }
+        tasks[name] = (arguments, [path for member in pair for path in context.pictures(member)])
+    done = context.fan_out(context.store("joint", CODE, base), train, tasks, "joint")
+    collect(
+        context.artifacts / "joint",
+        {f"{name}.safetensors": folder / "adapter.safetensors" for name, folder in done.items()},
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,425 @@
+"""Every method equals an independent reference: peft's own merge, or its formula on dW."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lorarar.adapter import Adapter, Factors
+from lorarar.errors import UserError
+from lorarar.hypernet import HyperNetwork
+from lorarar.merge import columns, joint, klora, nplora, svd
+from lorarar.merge.klora import Schedule
+from lorarar.merge.registry import METHODS
+from lorarar.references import generator
+
+SHAPES = {"q": (8, 8), "k": (8, 12), "out": (10, 6)}
+PEFT = {"dare": "dare_linear", "ties": "ties", "dare_ties": "dare_ties", "magnitude_prune": "magnitude_prune"}
+quick = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def make(rank: int, seed: int, shapes: dict[str, tuple[int, int]] = SHAPES) -> Adapter:
+    random = torch.Generator().manual_seed(seed)
+    return Adapter(
+        {
+            path: Factors(torch.randn(rank, n, generator=random), torch.randn(m, rank, generator=random))
+            for path, (m, n) in shapes.items()
+        }
+    )
+
+
+content, style, same_rank = make(3, seed=1), make(2, seed=2), make(3, seed=3)
+
+
+def deltas(adapter: Adapter) -> dict[str, Tensor]:
+    return {path: factors.delta for path, factors in adapter.layers.items()}
+
+
+def assert_equal(merged: Adapter, expected: dict[str, Tensor], **tolerance: float) -> None:
+    assert merged.layers.keys() == expected.keys()
+    for path, delta in expected.items():
+        torch.testing.assert_close(merged.layers[path].delta, delta, **tolerance)
+
+
+def relative(merged: Adapter, exact: dict[str, Tensor]) -> float:
+    lost = sum(float((merged.layers[path].delta - delta).square().sum()) for path, delta in exact.items())
+    return (lost / sum(float(delta.square().sum()) for delta in exact.values())) ** 0.5
+
+
+def weighted_sum(c: Adapter, s: Adapter, weights: tuple[float, float] = (1.0, 1.0)) -> dict[str, Tensor]:
+    """Of the dW of all layers, zeros where an adapter has none."""
+    parts = [(deltas(adapter), weight) for adapter, weight in zip((c, s), weights, strict=True)]
+    return {
+        path: sum(weight * part[path] for part, weight in parts if path in part)
+        for path in c.layers.keys() | s.layers.keys()
+    }
+
+
+def layer_seed(seed: int, path: str) -> int:
+    return generator(seed, *path.encode()).initial_seed()
+
+
+def by_peft(c: Adapter, s: Adapter, kind: str, weights, *, scaling: float = 1.0, seed: int = 0, **options):
+    """dW of all layers as peft merges them; alpha / r of both adapters is `scaling`."""
+    from peft import LoraConfig, get_peft_model
+
+    shapes = {path: (len(up), down.shape[1]) for path, (down, up) in (c.layers | s.layers).items()}
+    linears = nn.ModuleDict({path: nn.Linear(n, m, bias=False) for path, (m, n) in shapes.items()})
+    configs = {
+        name: LoraConfig(r=rank, lora_alpha=scaling * rank, target_modules=[*adapter.layers])
+        for name, adapter in (("content", c), ("style", s))
+        for rank in [max(adapter.ranks.values())]
+    }
+    model = get_peft_model(linears, configs["content"], "content")
+    model.add_adapter("style", configs["style"])
+    for name, adapter in (("content", c), ("style", s)):
+        for path, factors in adapter.layers.items():
+            linears[path].lora_A[name].weight.data = factors.down
+            linears[path].lora_B[name].weight.data = factors.up / scaling
+    inject = model.base_model.inject_adapter
+
+    def inject_then_seed(*args):  # injection draws weights that peft then overwrites
+        inject(*args)
+        torch.manual_seed(seed)
+
+    model.base_model.inject_adapter = inject_then_seed
+    model.add_weighted_adapter(["content", "style"], list(weights), "merged", combination_type=kind, **options)
+    return {path: linears[path].get_delta_weight("merged").detach() for path in shapes}
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.7, -0.3)])
+def test_concatenation_is_pefts(weights):
+    merged = METHODS["concat"].merge(content, style, weights=weights)
+    assert_equal(merged, by_peft(content, style, "cat", weights))
+
+
+@pytest.mark.parametrize("rank", [None, 1, 4, 50])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.7, -0.3)])
+def test_svd_is_pefts(weights, rank):
+    merged = svd.merge(content, style, rank=rank, weights=weights)
+    expected = by_peft(content, style, "svd", weights, svd_rank=rank, svd_full_matrices=False)
+    assert_equal(merged, expected, rtol=1e-4, atol=1e-5)
+    assert max(merged.ranks.values()) == {None: 3, 1: 1, 4: 4, 50: 5}[rank]
+    error = relative(merged, weighted_sum(content, style, weights))
+    assert float(merged.metadata["relative_error"]) == pytest.approx(error, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.5, 2.0), (0.7, -0.3)])
+@pytest.mark.parametrize("name, options", [
+    ("ties", {}), ("ties", {"majority": "frequency"}), ("ties", {"density": 0.2}), ("magnitude_prune", {}),
+    ("magnitude_prune", {"density": 0.9}),
+])  # fmt: skip
+def test_factors_merged_by_magnitude_are_pefts(name, options, weights):
+    merged = METHODS[name].merge(content, same_rank, weights=weights, **options)
+    renamed = {"majority_sign_method" if key == "majority" else key: value for key, value in options.items()}
+    expected = by_peft(content, same_rank, PEFT[name], weights, **{"density": 0.5} | renamed)
+    assert_equal(merged, expected)
+    assert set(merged.ranks.values()) == {3} and not merged.metadata
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.7, -0.3)])
+@pytest.mark.parametrize("name", ["dare", "dare_ties"])
+def test_factors_merged_at_random_are_pefts_with_the_layers_own_seed(name, weights):
+    merged = METHODS[name].merge(content, same_rank, weights=weights, density=0.7, seed=4)
+    for path in SHAPES:
+        c, s = (Adapter({path: adapter.layers[path]}) for adapter in (content, same_rank))
+        expected = by_peft(c, s, PEFT[name], weights, seed=layer_seed(4, path), density=0.7)
+        assert_equal(Adapter({path: merged.layers[path]}), expected)
+
+
+def test_scaling_that_both_adapters_share_is_pefts():
+    for name in ("ties", "magnitude_prune"):
+        expected = by_peft(content, same_rank, PEFT[name], (0.6, 0.9), scaling=2.0, density=0.5)
+        assert_equal(METHODS[name].merge(content, same_rank, weights=(0.6, 0.9)), expected)
+
+
+def test_smaller_factors_are_filled_up_with_zeros():
+    filled = Adapter(
+        {
+            path: Factors(torch.cat([down, torch.zeros(1, down.shape[1])]), torch.cat([up, torch.zeros(len(up), 1)], 1))
+            for path, (down, up) in style.layers.items()
+        }
+    )
+    for name in PEFT:
+        merge = METHODS[name].merge
+        assert_equal(merge(content, style), deltas(merge(content, filled)))
+
+
+def test_layers_of_one_adapter_are_sparsified_alone_as_peft_does():
+    fewer = Adapter({"q": same_rank.layers["q"]})
+    for name in ("ties", "magnitude_prune"):
+        expected = by_peft(content, fewer, PEFT[name], (0.7, 0.4), density=0.5)
+        assert_equal(METHODS[name].merge(content, fewer, weights=(0.7, 0.4)), expected)
+
+
+def published(name: str, updates: list[Tensor], weights: tuple[float, float], density: float, seed: int) -> Tensor:
+    """The formula of each method on the two dW of a layer."""
+    if name.startswith("dare"):
+        torch.manual_seed(seed)
+        kept = [d * torch.bernoulli(torch.full_like(d, density)) / density for d in updates]
+    else:
+        kept = [
+            d * (d.abs() >= d.abs().flatten().sort(descending=True)[0][int(density * d.numel()) - 1]) for d in updates
+        ]
+    if not name.endswith("ties"):
+        return sum(w * d for w, d in zip(weights, kept, strict=True))
+    sign = sum(kept).sign()
+    agree = [(d.sign() == sign) & (d != 0) for d in kept]
+    total = sum(w * d * a for w, d, a in zip(weights, kept, agree, strict=True))
+    return total / sum(a.float() for a in agree).clamp(min=1)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.7, 0.3)])
+@pytest.mark.parametrize("name", PEFT)
+def test_delta_space_is_the_published_definition(name, weights):
+    options = {"density": 0.4, "weights": weights, "seed": 3, "space": "delta"}
+    expected = {
+        path: published(name, [content.layers[path].delta, style.layers[path].delta], weights, 0.4, layer_seed(3, path))
+        for path in SHAPES
+    }
+    whole = METHODS[name].merge(content, style, rank=20, **options)
+    assert_equal(whole, expected, rtol=1e-4, atol=1e-5)
+    assert float(whole.metadata["relative_error"]) < 1e-5
+    cut = METHODS[name].merge(content, style, **options)
+    assert set(cut.ranks.values()) == {3 + 2}
+    u, sigma, vh = torch.linalg.svd(expected["q"])
+    torch.testing.assert_close(cut.layers["q"].delta, u[:, :5] * sigma[:5] @ vh[:5], rtol=1e-4, atol=1e-5)
+    assert float(cut.metadata["relative_error"]) == pytest.approx(relative(cut, expected), rel=1e-4)
+
+
+def test_large_layers_are_cut_by_a_randomised_svd_with_a_fixed_seed():
+    update = torch.randn(160, 200, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    cut = svd.truncate(update, 4)
+    assert torch.equal(torch.get_rng_state(), state)
+    best = torch.linalg.svdvals(update)[4:].square().sum()
+    assert best * 0.9999 <= cut.lost <= best * 1.01
+    torch.manual_seed(6)
+    assert torch.equal(svd.truncate(update, 4).factors.down, cut.factors.down)
+
+
+@pytest.mark.parametrize(
+    "options, strength", [({}, 1 / 3), ({"mu": 2.0}, 2 / 3), ({"mu": 0.0}, 0.0), ({"hard": True}, 1.0)]
+)
+@pytest.mark.parametrize("deficient", [False, True])
+def test_nplora_projects_by_the_singular_vectors_of_the_style(options, strength, deficient):
+    style = make(4, seed=6)
+    if deficient:  # the rank of dW is one less than that of its factors
+        for down, _ in style.layers.values():
+            down[3] = 2 * down[0] - down[1]
+    merged = nplora.merge(content, style, **options)
+    expected = {}
+    for path in SHAPES:
+        c, s = content.layers[path].delta, style.layers[path].delta
+        v = torch.linalg.svd(s)[2][: 3 if deficient else 4].T
+        expected[path] = s + c @ (torch.eye(len(v)) - strength * v @ v.T)
+    assert_equal(merged, expected, rtol=1e-4, atol=1e-4)
+    assert set(merged.ranks.values()) == {3 + 4}
+
+
+def naive_klora(c: Adapter, s: Adapter, step: int, steps: int, variant: str) -> dict[str, Tensor]:
+    """One step of K-LoRA's loop, everything computed again."""
+    gamma = sum(d.abs().sum() for d in deltas(c).values()) / sum(d.abs().sum() for d in deltas(s).values())
+    alpha = Fraction("1.5")
+    scale = alpha * step / steps + Fraction("0.5")
+    if variant == "s*":
+        scale = (alpha * step / steps + Fraction("0.85") * alpha) % alpha
+    chosen = {}
+    for path in c.layers:
+        k = c.layers[path].rank * s.layers[path].rank
+        of_c, of_s = (a.layers[path].delta.abs().flatten().sort(descending=True)[0][:k].sum() for a in (c, s))
+        chosen[path] = (c if of_c / gamma > of_s * float(scale) else s).layers[path].delta
+    return chosen
+
+
+@pytest.mark.parametrize("variant", ["s", "s*"])
+@pytest.mark.parametrize("steps", [1, 20, 50])
+def test_klora_chooses_as_its_loop_does(variant, steps, tmp_path):
+    shapes = {f"layer{i}": (8, 9) for i in range(12)}
+    c, s = make(3, seed=8, shapes=shapes), make(2, seed=9, shapes=shapes)
+    for i, factors in enumerate(s.layers.values()):  # layers that turn early, late and never
+        factors.up.mul_(0.2 + 0.15 * i)
+    klora.merge(c, s, variant=variant).save(tmp_path / "schedule.safetensors")
+    schedule = Schedule.load(tmp_path / "schedule.safetensors")
+    firsts = set()
+    for step in range(steps):
+        adapter = schedule.at(step / steps)
+        assert_equal(adapter, naive_klora(c, s, step, steps, variant), rtol=0, atol=0)
+        firsts.add(sum(adapter.layers[path].rank == 3 for path in shapes))
+    assert steps == 1 or len(firsts) > 3
+
+
+def test_klora_keeps_layers_of_one_adapter_and_carries_the_rest(tmp_path):
+    one = Adapter(content.layers | make(2, 4, {"only": (4, 4)}).layers, rest=make(1, 5, {"text": (3, 3)}).layers)
+    zero = Adapter({path: Factors(down, up * 0) for path, (down, up) in style.layers.items()})
+    schedule = klora.merge(one, zero, dtype=torch.float16)
+    schedule.metadata["made"] = "here"
+    for made in (schedule, _reloaded(schedule, tmp_path)):
+        assert "only" not in made.turns and made.metadata == {"made": "here"}
+        for progress in (0, 0.999):  # a style without any update never wins
+            adapter = made.at(progress)
+            assert_equal(adapter, deltas(one.to(torch.float16)))
+        assert adapter.rest["text"].delta.shape == (3, 3)
+        assert adapter.layers["only"].up.dtype == torch.float16
+    assert all(turns == (0.0,) for turns in klora.merge(zero, one).turns.values())
+
+
+def _reloaded(schedule: Schedule, folder) -> Schedule:
+    schedule.save(folder / "schedule.safetensors")
+    return Schedule.load(folder / "schedule.safetensors")
+
+
+def test_other_files_are_no_schedules(tmp_path):
+    columns.save(tmp_path / "m.safetensors", {"a": (torch.ones(2), torch.ones(2))}, {})
+    with pytest.raises(UserError, match=r"m\.safetensors: not a schedule"):
+        Schedule.load(tmp_path / "m.safetensors")
+
+
+def test_joint_training_mixes_both_concepts_half_and_half(monkeypatch):
+    import lorarar.dreambooth
+
+    asked = []
+
+    def stub(backbone, images, prompts, **training):
+        asked.append((images[:, 0, 0, 0].tolist(), prompts, training))
+        return content
+
+    monkeypatch.setattr(lorarar.dreambooth, "train_adapter", stub)
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 4, 4)
+    trained = joint.train(None, images[:2], ["a", "b"], images[2:], ["c", "d", "e"], rank=7)
+    assert asked == [([0, 1] * 3 + [2, 3, 4] * 2, ["a", "b"] * 3 + ["c", "d", "e"] * 2, {"rank": 7})]
+    merged = METHODS["joint"].merge(style, style, adapter=trained, dtype=torch.float16)
+    assert_equal(merged, deltas(content.to(torch.float16)))
+    with pytest.raises(UserError, match="0 reference pictures with 0 prompts"):
+        joint.train(None, images[:2], ["a", "b"], images[:0], [])
+
+
+def test_joint_training_makes_one_adapter_that_learns_both(tiny):
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    losses: list[float] = []
+    adapter = joint.train(
+        tiny, images[:2], ["a sks dog"] * 2, images[2:], ["a car in oil painting style"],
+        rank=2, steps=30, learning_rate=1e-2, batch_size=4, progress=lambda step, loss: losses.append(loss),
+    )  # fmt: skip
+    assert set(adapter.ranks.values()) == {2} and len(adapter.layers) == 56
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("name, options, message", [
+    ("ties", {"density": 0.0}, "density 0.0: give a share above 0"),
+    ("dare", {"density": 1.5}, "density 1.5: give a share above 0"),
+    ("dare", {"density": "half"}, "density half: give a share above 0"),
+    ("ties", {"majority": "most"}, "majority most: give total or frequency"),
+    ("dare", {"majority": "total"}, "majority total: this method elects no sign"),
+    ("dare", {"space": "dense"}, "space dense: give factors or delta"),
+    ("dare", {"rank": 4}, "rank 4: only the space delta"),
+    ("dare", {"space": "delta", "rank": 0}, "rank 0: give a whole number from 1"),
+    ("svd", {"rank": -1}, "rank -1: give a whole number from 1"),
+    ("svd", {"weights": (1.0,)}, r"weights \(1.0,\): give two numbers"),
+    ("concat", {"weights": 0.5}, "weights 0.5: give two numbers"),
+    ("nplora", {"mu": -0.1}, "mu -0.1: give 0 or more"),
+    ("nplora", {"hard": "false"}, "hard false: give True or False"),
+    ("klora", {"alpha": 0.0}, "alpha 0.0: give a number above 0"),
+    ("klora", {"beta": "low"}, "beta low: give a number"),
+    ("klora", {"variant": "t"}, r"variant t: give s or s\*"),
+])  # fmt: skip
+def test_bad_options_are_told_in_one_line(name, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        METHODS[name].merge(content, style, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_table_lists_every_method_and_each_runs():
+    assert [*METHODS] == [
+        "direct", "average", "concat", "svd", "dare", "ties", "dare_ties", "magnitude_prune",
+        "ziplora", "lorarar", "klora", "nplora", "joint",
+    ]  # fmt: skip
+    assert all(name == method.name for name, method in METHODS.items())
+    shapes = {"a.to_q": (8, 8), "a.to_k": (8, 12)}
+    c, s = make(3, 1, shapes), make(2, 2, shapes)
+    c.rest = make(1, 3, {"text_encoder.q": (4, 4)}).layers
+    ones = {path: (torch.ones(n), torch.ones(n)) for path, (_, n) in shapes.items()}
+    needed = {"lorarar": {"hypernet": HyperNetwork([8])}, "ziplora": {"coefficients": ones}, "joint": {"adapter": c}}
+    for method in METHODS.values():
+        assert bool(method.needs) == (method.name in needed)
+        merged = method.merge(c, s, dtype=torch.bfloat16, **needed.get(method.name, {}))
+        assert isinstance(merged, Schedule if method.schedule else Adapter)
+        adapter = merged.at(0) if method.schedule else merged
+        assert adapter.layers.keys() == shapes.keys() and adapter.rest.keys() == c.rest.keys()
+        assert all(t.dtype == torch.bfloat16 and not t.requires_grad for f in adapter.layers.values() for t in f)
+
+
+@st.composite
+def adapter_pairs(draw):
+    """Two adapters with layers of their own and shared ones, of any shapes, ranks and dtypes."""
+    shapes = draw(st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1))
+    pair = []
+    for seed in (1, 2):
+        kept = draw(st.sets(st.sampled_from(sorted(shapes)), min_size=1))
+        ranks, dtype = st.integers(1, 5), st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
+        layers: dict[str, Factors] = {}
+        for path in sorted(kept):
+            layers |= make(draw(ranks), seed, {path: shapes[path]}).layers
+        pair.append(Adapter(layers).to(draw(dtype)))
+    return pair
+
+
+weights = st.tuples(st.floats(-2, 2), st.floats(-2, 2))
+
+
+@quick
+@given(adapter_pairs(), weights)
+def test_concatenation_is_exact_for_any_adapters(pair, weights):
+    c, s = pair
+    merged = METHODS["concat"].merge(c, s, weights=weights)
+    assert_equal(merged, weighted_sum(c, s, weights), rtol=1e-4, atol=1e-4)
+    assert all(rank == c.ranks.get(p, 0) + s.ranks.get(p, 0) for p, rank in merged.ranks.items())
+
+
+@quick
+@given(adapter_pairs(), weights, st.integers(1, 6))
+def test_svd_is_the_best_of_its_rank_for_any_adapters(pair, weights, rank):
+    merged = svd.merge(*pair, weights=weights, rank=rank)
+    exact = weighted_sum(*pair, weights)
+    assert max(merged.ranks.values()) <= rank
+    best = sum(float(torch.linalg.svdvals(delta)[rank:].square().sum()) for delta in exact.values())
+    lost = sum(float((merged.layers[p].delta - delta).square().sum()) for p, delta in exact.items())
+    assert lost == pytest.approx(best, rel=1e-3, abs=1e-6 * sum(float(d.square().sum()) for d in exact.values()) + 1e-9)
+
+
+@quick
+@given(adapter_pairs(), st.floats(0, 10))
+def test_nplora_goes_from_the_direct_merge_to_one_that_leaves_the_style_alone(pair, mu):
+    c, s = pair
+    direct, soft, hard = nplora.merge(c, s, mu=0), nplora.merge(c, s, mu=mu), nplora.merge(c, s, hard=True)
+    assert_equal(direct, weighted_sum(c, s), rtol=1e-4, atol=1e-4)
+    for path in direct.layers:
+        between = (deltas(direct)[path] + mu * deltas(hard)[path]) / (1 + mu)
+        torch.testing.assert_close(deltas(soft)[path], between, rtol=1e-4, atol=1e-4)
+        if path in s.layers:  # on what the style reads, the merge is the style
+            reads = deltas(s)[path]
+            torch.testing.assert_close(deltas(hard)[path] @ reads.T, reads @ reads.T, rtol=1e-3, atol=1e-2)
+        else:
+            torch.testing.assert_close(deltas(hard)[path], deltas(c)[path])
+
+
+@quick
+@given(adapter_pairs(), st.sampled_from([*PEFT]), st.sampled_from(["factors", "delta"]), st.floats(0.05, 0.95))
+def test_sparse_merges_depend_on_seed_and_layer_alone(pair, name, space, density):
+    c, s = pair
+    options = {"space": space, "density": density, "seed": 7}
+    torch.manual_seed(1)
+    merged = METHODS[name].merge(c, s, **options)
+    torch.manual_seed(2)
+    path = max(merged.layers)
+    alone = [Adapter({path: a.layers[path]} if path in a.layers else {}) for a in (c, s)]
+    again = METHODS[name].merge(*alone, **options)
+    for one, other in zip(merged.layers[path], again.layers[path], strict=True):
+        assert torch.equal(one, other)
+    assert merged.layers.keys() == c.layers.keys() | s.layers.keys()
