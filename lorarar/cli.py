@@ -175,3 +175,7 @@ def _text(value: Any) -> str:
 
 def _range(values: list[int]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+if __name__ == "__main__":
+    main()
