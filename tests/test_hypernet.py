@@ -45,6 +45,18 @@ def test_factored_pass_equals_the_dense_formula():
         torch.testing.assert_close(torch.stack([m_c, m_s], dim=1), expected)
 
 
+def test_bfloat16_costs_less_than_a_hundredth():
+    random = torch.Generator().manual_seed(0)
+    both = [
+        Factors(torch.randn(8, 640, generator=random) / 25, torch.randn(640, 8, generator=random) / 3) for _ in "cs"
+    ]
+    network = HyperNetwork([640])
+    exact = torch.stack(network(*both))
+    quick = torch.stack(network.bfloat16()(*(Factors(down.bfloat16(), up.bfloat16()) for down, up in both)))
+    assert quick.dtype == torch.float32
+    assert (quick - exact).norm() < 0.01 * exact.norm()
+
+
 def test_sdxl_network_has_the_shapes_of_the_release():
     shapes = {key: tuple(value.shape) for key, value in HyperNetwork([640, 1280]).state_dict().items()}
     assert shapes == {
