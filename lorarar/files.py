@@ -33,6 +33,16 @@ def sha256(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fingerprint(folder: Path | str) -> str:
+    """SHA-256 over the names and contents of all files below a folder, wherever it lies; hidden ones do not count."""
+    folder, digest = Path(folder), hashlib.sha256()
+    names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    for name in names:
+        if not any(part.startswith(".") for part in name.parts):
+            digest.update(f"{name.as_posix()}\0{sha256(folder / name)}\n".encode())
+    return digest.hexdigest()
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as JSON with sorted keys, so that equal values make equal bytes."""
     with atomic(path) as temporary:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from lorarar.errors import UserError
+from lorarar.files import fingerprint, sha256
+from lorarar.scoring.checkpoints import hub, reason
 from lorarar.scoring.images import Image, as_pil, batches, mean_cosine
 
 
@@ -25,26 +27,40 @@ class Clip:
     model, preprocess, tokenizer : what `open_clip.create_model_and_transforms` and `open_clip.get_tokenizer`
         return.
     device : where the model runs.
+    source : name or folder of the model, and tag or file of its weights, as given to `load`.
     """
 
-    def __init__(self, model: Any, preprocess: Any, tokenizer: Any, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: Any,
+        preprocess: Any,
+        tokenizer: Any,
+        device: str = "cpu",
+        source: tuple[Path | str, str | None] | None = None,
+    ) -> None:
         self.model = model.to(device).eval()
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.device = device
+        self.source = source
 
     @classmethod
-    def load(cls, name: Path | str, pretrained: str | None = None, device: str = "cpu") -> Clip:
+    def load(
+        cls, name: Path | str, pretrained: str | None = None, device: str = "cpu", *, download: bool = False
+    ) -> Clip:
         """Load a folder (`open_clip_config.json` and weights), or a model open_clip knows by name and tag.
 
         Parameters
         ----------
         name : a local folder, or an open_clip model name such as `ViT-B-32`.
-        pretrained : tag or file of the weights of a named model; a folder holds its own.
+        pretrained : tag or file of the weights of a named model, such as `openai`; a folder holds its own.
+        device : where the model runs.
+        download : fetch weights that are not on this machine yet.
 
         Raises
         ------
-        UserError : the folder is missing or broken, or open_clip does not know the name or the tag.
+        UserError : the folder is missing or broken, open_clip does not know the name or the tag, or the weights are
+            not on this machine and may not be fetched.
         """
         import open_clip
         from safetensors import SafetensorError
@@ -60,12 +76,33 @@ class Clip:
             )
         else:
             identifier = str(name)
+        published = open_clip.get_pretrained_cfg(identifier.replace("/", "-"), pretrained or "")
         try:
-            model, _, preprocess = open_clip.create_model_and_transforms(identifier, pretrained=pretrained)
-            tokenizer = open_clip.get_tokenizer(identifier)
+            with hub(download):
+                model, _, preprocess = open_clip.create_model_and_transforms(
+                    identifier,
+                    pretrained=pretrained,
+                    # open_clip only warns where weights were trained with another activation than the name implies:
+                    # "ViT-B-32" with "openai", the pair that every paper names, is such a case.
+                    force_quick_gelu=published.get("quick_gelu", False),
+                )
+                tokenizer = open_clip.get_tokenizer(identifier)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise UserError(f"{name}: open_clip cannot load it ({_first_line(error)})") from error
-        return cls(model, preprocess, tokenizer, device)
+            raise UserError(f"{name}: open_clip cannot load it {reason(error, name, download)}") from error
+        return cls(model, preprocess, tokenizer, device, (name, pretrained))
+
+    def describe(self) -> dict[str, Any]:
+        """Checkpoint and preprocessing, to stand beside figures: peers differ in both."""
+        name, pretrained = self.source or (None, None)
+        if name is not None and Path(name).is_dir():
+            pretrained = f"sha256:{fingerprint(name)}"
+        elif pretrained is not None and Path(pretrained).is_file():
+            pretrained = f"sha256:{sha256(pretrained)}"
+        return {
+            "model": name and str(name),
+            "checkpoint": pretrained,
+            "preprocessing": dict(self.model.visual.preprocess_cfg),
+        }
 
     @torch.inference_mode()
     def images(self, images: Sequence[Image], batch_size: int = 64) -> torch.Tensor:
@@ -94,7 +131,3 @@ def clip_i(clip: Clip, images: Sequence[Image], references: Sequence[Image]) -> 
 def clip_t(clip: Clip, images: Sequence[Image], prompt: str) -> torch.Tensor:
     """(n,) cosine similarity of each image to the one prompt all of them were made from."""
     return mean_cosine(clip.images(images), clip.texts([prompt]))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lorarar.errors import UserError
+from lorarar.scoring.checkpoints import checkpoint, reason
 from lorarar.scoring.images import Image, as_pil, batches, mean_cosine
 
 
@@ -21,31 +22,48 @@ class Dino:
     ----------
     model, processor : a model whose `last_hidden_state[:, 0]` is the CLS feature, and its image processor.
     device : where the model runs.
+    source : folder or hub's name of the model.
     """
 
-    def __init__(self, model: Any, processor: Any, device: str = "cpu") -> None:
+    def __init__(self, model: Any, processor: Any, device: str = "cpu", source: Path | str | None = None) -> None:
         self.model = model.to(device).eval()
         self.processor = processor
         self.device = device
+        self.source = source
 
     @classmethod
-    def load(cls, name: Path | str, device: str = "cpu") -> Dino:
-        """Load a local folder or a hub id such as `facebook/dino-vits16`.
+    def load(cls, name: Path | str, device: str = "cpu", *, download: bool = False) -> Dino:
+        """Load a local folder or a model of the hub by its name.
+
+        Parameters
+        ----------
+        name : a folder, or `facebook/dino-vits16` (as in ImagenHub), `facebook/dino-vits8` or `facebook/dinov2-small`
+            (both as in DreamBench++).
+        device : where the model runs.
+        download : fetch a hub's model that is not on this machine yet.
 
         Raises
         ------
-        UserError : the folder or id cannot be loaded.
+        UserError : it cannot be loaded, or is not on this machine and may not be fetched.
         """
         from safetensors import SafetensorError
         from transformers import AutoImageProcessor, AutoModel
 
         try:
-            processor = AutoImageProcessor.from_pretrained(name)
-            model = AutoModel.from_pretrained(name, dtype=torch.float32)
+            processor = AutoImageProcessor.from_pretrained(name, local_files_only=not download)
+            model = AutoModel.from_pretrained(name, dtype=torch.float32, local_files_only=not download)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{name}: transformers cannot load this DINO model ({reason})") from error
-        return cls(model, processor, device)
+            why = reason(error, name, download)
+            raise UserError(f"{name}: transformers cannot load this DINO model {why}") from error
+        return cls(model, processor, device, name)
+
+    def describe(self) -> dict[str, Any]:
+        """Checkpoint and preprocessing, to stand beside figures: peers differ in both."""
+        return {
+            "model": self.source and str(self.source),
+            "checkpoint": checkpoint(self.source, self.model),
+            "preprocessing": self.processor.to_dict(),
+        }
 
     @torch.inference_mode()
     def images(self, images: Sequence[Image], batch_size: int = 64) -> torch.Tensor:

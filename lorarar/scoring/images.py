@@ -16,11 +16,21 @@ Image = npt.NDArray[np.uint8]
 """A picture: (height, width, 3), RGB, 0 to 255."""
 
 
-def as_pil(images: Iterable[Image]) -> list[PilImage.Image]:
-    """Pillow images, the form in which published preprocessing pipelines take pictures."""
+def as_pil(images: Iterable[Image], longest_side: int | None = None) -> list[PilImage.Image]:
+    """Pillow images, the form in which published preprocessing pipelines take pictures.
+
+    Parameters
+    ----------
+    images : any sizes.
+    longest_side : larger pictures are reduced until their longer side is this many pixels.
+    """
     from PIL import Image as PilImage
 
-    return [PilImage.fromarray(image) for image in images]
+    pictures = [PilImage.fromarray(image) for image in images]
+    if longest_side is not None:
+        for picture in pictures:
+            picture.thumbnail((longest_side, longest_side), PilImage.Resampling.BICUBIC)
+    return pictures
 
 
 def mean_cosine(features: torch.Tensor, references: torch.Tensor) -> torch.Tensor:

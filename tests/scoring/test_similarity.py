@@ -2,16 +2,27 @@
 skill.
 """
 
+import json
+import socket
+
 import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image as PilImage
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor, ViTModel
+from transformers import (
+    AutoImageProcessor,
+    BitImageProcessor,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 from lorarar.errors import UserError
-from lorarar.files import write_json
+from lorarar.files import fingerprint, sha256, write_json
 from lorarar.pocket.judges import clip_config
 from lorarar.pocket.vocabulary import word_tokenizer
 from lorarar.scoring.clip import Clip, clip_i, clip_t
@@ -113,3 +124,129 @@ def test_missing_and_broken_models_are_named(tmp_path, random_clip_folder):
     (tmp_path / "dino").mkdir()
     with pytest.raises(UserError, match="cannot load this DINO model"):
         Dino.load(tmp_path / "dino")
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Pictures of other sizes and shapes than any model's."""
+    random = np.random.default_rng(1)
+    return [random.integers(0, 256, size=(h, w, 3), dtype=np.uint8) for h, w in ((90, 150), (100, 60), (224, 224))]
+
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 48, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture
+def random_named_clip(tmp_path, monkeypatch):
+    """open_clip's tables with a tiny random model of its own architecture in them, and a tag for its weights."""
+    (tmp_path / "ViT-tiny-random.json").write_text(json.dumps(TINY))
+    open_clip.add_model_config(tmp_path / "ViT-tiny-random.json")
+    torch.manual_seed(0)
+    weights = tmp_path / "tiny.safetensors"
+    save_file(open_clip.CLIP(**TINY).state_dict(), weights)
+    tag = {"file": str(weights), "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "interpolation": "bilinear"}
+    from open_clip import pretrained
+
+    monkeypatch.setitem(pretrained._PRETRAINED, "ViT-tiny-random", {"mine": tag, "gelu": {**tag, "quick_gelu": True}})
+    yield weights
+    (tmp_path / "ViT-tiny-random.json").unlink()
+    open_clip.factory._MODEL_CONFIGS.pop("ViT-tiny-random")
+
+
+@pytest.mark.parametrize(("tag", "quick"), [("mine", False), ("gelu", True)])
+def test_a_named_random_clip_is_open_clips_own_with_its_tag_s_preprocessing(random_named_clip, photographs, tag, quick):
+    clip = Clip.load("ViT-tiny-random", tag)
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        "ViT-tiny-random", pretrained=tag, force_quick_gelu=quick
+    )
+    model.eval()
+    with torch.no_grad():
+        expected = model.encode_image(torch.stack([preprocess(PilImage.fromarray(p)) for p in photographs]))
+        texts = model.encode_text(open_clip.get_tokenizer("ViT-tiny-random")(PROMPTS))
+    unit = torch.nn.functional.normalize
+    assert torch.allclose(clip.images(photographs), unit(expected), atol=1e-5)
+    assert torch.allclose(clip.texts(PROMPTS), unit(texts), atol=1e-5)
+    described = clip.describe()
+    assert described["model"] == "ViT-tiny-random" and described["checkpoint"] == tag
+    assert described["preprocessing"]["mean"] == (0.1, 0.2, 0.3)
+    assert described["preprocessing"]["interpolation"] == "bilinear"
+    assert json.loads(json.dumps(described))["preprocessing"]["std"] == [0.5, 0.6, 0.7]
+
+
+def test_weights_trained_with_another_activation_get_it(random_named_clip, photographs):
+    """As "ViT-B-32" with "openai" needs, of which open_clip itself only warns."""
+    plain, quick = (Clip.load("ViT-tiny-random", tag).images(photographs) for tag in ("mine", "gelu"))
+    assert not torch.allclose(plain, quick, atol=1e-4)
+    assert open_clip.get_pretrained_cfg("ViT-B-32", "openai")["quick_gelu"]
+
+
+def test_a_named_clip_takes_a_file_of_weights_too(random_named_clip, photographs):
+    clip = Clip.load("ViT-tiny-random", str(random_named_clip))
+    assert clip.describe()["checkpoint"] == f"sha256:{sha256(random_named_clip)}"
+    assert clip.images(photographs).shape == (3, 16)
+
+
+def test_a_folder_is_described_by_its_files(random_clip_folder, random_dino_folder, tmp_path):
+    clip, dino = Clip.load(random_clip_folder).describe(), Dino.load(random_dino_folder).describe()
+    assert clip["checkpoint"] == f"sha256:{fingerprint(random_clip_folder)}"
+    assert clip["preprocessing"]["size"] == (64, 64) or clip["preprocessing"]["size"] == 64
+    assert dino["checkpoint"] == f"sha256:{fingerprint(random_dino_folder)}"
+    assert dino["preprocessing"]["size"] == {"height": 64, "width": 64}
+    write_json(tmp_path / "described.json", {"clip": clip, "dino": dino})
+    for file in random_dino_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "described.json").unlink()
+    assert fingerprint(tmp_path) == fingerprint(random_dino_folder)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "of_a_download").write_text("")
+    assert fingerprint(tmp_path) == fingerprint(random_dino_folder)
+    (tmp_path / "config.json").rename(tmp_path / "other.json")
+    assert fingerprint(tmp_path) != fingerprint(random_dino_folder)
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+DINO = ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.485, 0.456, 0.406], image_std=[0.2] * 3)
+DINOV2 = BitImageProcessor(size={"shortest_edge": 80}, crop_size={"height": 56, "width": 56})
+
+
+@pytest.mark.parametrize(
+    ("model", "processor"),
+    [
+        (ViTModel(ViTConfig(**SIZES, intermediate_size=64, image_size=64, patch_size=16)), DINO),
+        (ViTModel(ViTConfig(**SIZES, intermediate_size=64, image_size=64, patch_size=8)), DINO),
+        (Dinov2Model(Dinov2Config(**SIZES, mlp_ratio=2, image_size=56, patch_size=14)), DINOV2),
+    ],
+    ids=["like dino-vits16", "like dino-vits8", "like dinov2-small"],
+)
+def test_random_dinos_of_each_kind_are_transformers_own(model, processor, photographs, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    theirs = AutoImageProcessor.from_pretrained(tmp_path)
+    with torch.no_grad():
+        inputs = theirs([PilImage.fromarray(picture) for picture in photographs], return_tensors="pt")
+        expected = model.eval()(**inputs).last_hidden_state[:, 0]
+    got = Dino.load(tmp_path)
+    assert torch.allclose(got.images(photographs), torch.nn.functional.normalize(expected), atol=1e-5)
+    assert json.loads(json.dumps(got.describe()))["preprocessing"]["size"] == dict(theirs.size)
+
+
+def test_nothing_is_downloaded_unless_allowed(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    called = []
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket.socket, "connect", lambda *address: called.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address: called.append(address))
+    before = bool(constants.HF_HUB_OFFLINE)
+    with pytest.raises(UserError, match=r"ViT-B-32: open_clip cannot load it .*allow the download"):
+        Clip.load("ViT-B-32", "openai")
+    assert bool(constants.HF_HUB_OFFLINE) is before
+    with pytest.raises(UserError, match=r"no-such/dino-model: transformers cannot load .*allow the download"):
+        Dino.load("no-such/dino-model")
+    with pytest.raises(UserError, match="open_clip cannot load it"):
+        Clip.load("ViT-B-32", "no-such-tag")
+    assert not called
