@@ -2,6 +2,8 @@
 skill.
 """
 
+import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import torch
 
 from lorarar.errors import UserError
 from lorarar.pocket.critic import build_critic
-from lorarar.scoring.judges import JudgePrompts, Question, load_judge
+from lorarar.scoring.images import as_pil
+from lorarar.scoring.judges import JudgePrompts, Question, Verdict, load_judge
 from lorarar.scoring.judges.critic import LlavaCritic, conversation, read_answer
 from lorarar.scoring.judges.verification import VerificationJudge, Verifier, as_tensor, save_verifier
 
@@ -144,3 +147,109 @@ def test_llava_critic_loads_from_its_own_folder_as_any_judge_does(random_critic,
     assert isinstance(judge, LlavaCritic)
     expected = [verdict.probability for verdict in random_critic.answer(questions)]
     assert [verdict.probability for verdict in judge.answer(questions)] == pytest.approx(expected, abs=1e-5)
+
+
+def test_variants_are_the_papers_wording_and_four_others_each_with_its_opposite(prompts):
+    variants = JudgePrompts.variants(ROOT / "data/prompts.yaml")
+    assert variants["paper"] == prompts and not prompts.swapped
+    straight = [name for name, variant in variants.items() if not variant.swapped and name != "paper"]
+    assert len(straight) >= 4
+    assert {name for name, variant in variants.items() if variant.swapped} == {f"{name}-swapped" for name in straight}
+    for kind in ("subject", "style"):
+        wordings = [getattr(variant, kind) for variant in variants.values()]
+        assert len(set(wordings)) == len(wordings)
+        assert all("Yes" in wording and "No" in wording for wording in wordings)
+    assert all("{style}" in variant.style for variant in variants.values())
+
+
+def test_broken_variants_are_named(tmp_path):
+    paper = "mars2: {system: s, subject: '{image}{image}', style: '{image}{image}'}\n"
+    (tmp_path / "p.yaml").write_text(paper)
+    with pytest.raises(UserError, match="mars2_variants needs swapped"):
+        JudgePrompts.variants(tmp_path / "p.yaml")
+    (tmp_path / "p.yaml").write_text(paper + "mars2_variants: {a: {subject: '{image}{image}', style: x}}")
+    with pytest.raises(UserError):
+        JudgePrompts.variants(tmp_path / "p.yaml")
+    (tmp_path / "p.yaml").write_text("mars2: [")
+    with pytest.raises(UserError, match="not YAML") as caught:
+        JudgePrompts.load(tmp_path / "p.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_where_prompts_are_swapped_yes_means_no(prompts):
+    swapped = replace(prompts, swapped=True)
+    assert prompts.verdict(True, 0.8) == Verdict(True, 0.8)
+    assert swapped.verdict(True, 0.75) == Verdict(False, 0.25)
+    assert swapped.verdict(False, None) == Verdict(True, None)
+    assert swapped.verdict(None, 1.0) == Verdict(None, 0.0)
+
+
+def test_a_random_llava_critic_is_asked_swapped_questions_and_turns_its_answers(random_critic, prompts, questions):
+    turned = LlavaCritic(random_critic.model, random_critic.processor, replace(prompts, swapped=True))
+    expected = [1 - verdict.probability for verdict in random_critic.answer(questions)]
+    assert [verdict.probability for verdict in turned.answer(questions)] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_random_llava_critic_is_asked_every_variant(random_critic, questions):
+    for name, variant in JudgePrompts.variants(ROOT / "data/prompts.yaml").items():
+        critic = LlavaCritic(random_critic.model, random_critic.processor, variant)
+        inputs = critic.inputs(questions[:2])
+        image_token = critic.processor.image_token_id
+        assert ((inputs["input_ids"] == image_token).sum(1) == 2 * (16 + 1)).all(), name
+        assert len(critic.answer(questions[:2])) == 2
+
+
+def test_larger_pictures_are_reduced_and_smaller_ones_left():
+    pictures = [np.zeros(shape, np.uint8) for shape in ((1024, 768, 3), (100, 1024, 3), (40, 64, 3))]
+    assert [picture.size for picture in as_pil(pictures, 512)] == [(384, 512), (512, 50), (64, 40)]
+    assert [picture.size for picture in as_pil(pictures)] == [(768, 1024), (1024, 100), (64, 40)]
+
+
+def test_a_random_llava_critic_sees_reduced_pictures(random_critic, prompts, monkeypatch):
+    large = Question("subject", *np.random.default_rng(0).integers(0, 256, size=(2, 300, 200, 3), dtype=np.uint8))
+    critic = LlavaCritic(random_critic.model, random_critic.processor, prompts, longest_side=96)
+    assert critic.inputs([large])["image_sizes"].tolist() == [[96, 64]] * 2
+    assert random_critic.inputs([large])["image_sizes"].tolist() == [[300, 200]] * 2
+    assert len(critic.answer([large])) == 1
+
+
+def test_identity_of_local_judges_is_their_files_and_options(
+    random_critic, random_verification_folder, prompts, tmp_path, questions
+):
+    random_critic.model.save_pretrained(tmp_path / "critic")
+    random_critic.processor.save_pretrained(tmp_path / "critic")
+    whole, reduced = (load_judge(tmp_path / "critic", prompts, longest_side=side) for side in (None, 48))
+    assert whole.identity == load_judge(tmp_path / "critic", prompts).identity != reduced.identity
+    assert whole.prompts is prompts
+    spread_out = load_judge(str(tmp_path / "critic"), prompts, device_map="cpu")
+    assert spread_out.identity == whole.identity
+    expected = [verdict.probability for verdict in whole.answer(questions)]
+    assert [verdict.probability for verdict in spread_out.answer(questions)] == pytest.approx(expected, abs=1e-5)
+    before = whole.identity
+    (tmp_path / "critic" / "chat_template.jinja").write_text("{{ messages }}")
+    assert load_judge(tmp_path / "critic", prompts).identity != before
+    verification = load_judge(random_verification_folder, prompts)
+    assert verification.identity.startswith("verification sha256:") and verification.prompts is None
+    for unnamed in (random_critic, VerificationJudge({})):
+        with pytest.raises(ValueError, match="no identity"):
+            _ = unnamed.identity
+
+
+def test_four_bits_without_their_library_are_refused_in_one_line(random_critic, prompts, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else find(name, *a)
+    )
+    with pytest.raises(UserError, match="need bitsandbytes; `pip install bitsandbytes`") as caught:
+        LlavaCritic.load(tmp_path, prompts, four_bit=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_and_models_that_are_not_there_are_named(random_verification_folder, prompts):
+    with pytest.raises(UserError, match="has no option longest_side; it has none"):
+        load_judge(random_verification_folder, prompts, longest_side=512)
+    with pytest.raises(UserError, match=r"no-such/critic: transformers cannot load .*allow the download") as caught:
+        load_judge("no-such/critic", prompts)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"config\.json: not a judge's configuration"):
+        load_judge("nowhere", prompts)

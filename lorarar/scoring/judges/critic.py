@@ -1,45 +1,23 @@
 """The MARS² judge of the paper: a LLaVA critic, asked through its processor and chat template (Figures A1 and
 A2).
 
-LLaVA-Critic 7B and the miniature critic are the same class of model and take the same path.
+LLaVA-Critic 7B and the miniature critic are the same class of model and take the same path. The 7B weights in the form
+that transformers reads are, for one, `FuryMartin/llava-critic-7b-hf` on the hub, which is an unofficial conversion.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 
 from lorarar.errors import UserError
+from lorarar.scoring.checkpoints import checkpoint, reason
 from lorarar.scoring.images import as_pil, batches
-from lorarar.scoring.judges import JudgePrompts, Question, Verdict
-
-FIRST_WORD = re.compile(r"\W*(\w+)")
-
-
-def read_answer(text: str) -> bool | None:
-    """Yes or no by the first word, whatever its case; None for anything else."""
-    match = FIRST_WORD.match(text)
-    return {"yes": True, "no": False}.get(match.group(1).lower()) if match else None
-
-
-def conversation(prompts: JudgePrompts, question: Question) -> list[dict]:
-    """System and user turn of a question, the pictures standing where the prompt has `{image}`."""
-    before, between, after = prompts.text(question).split("{image}")
-    return [
-        {"role": "system", "content": [{"type": "text", "text": prompts.system}]},
-        {
-            "role": "user",
-            "content": [
-                {"type": "text", "text": before}, {"type": "image"},
-                {"type": "text", "text": between}, {"type": "image"},
-                {"type": "text", "text": after},
-            ],
-        },
-    ]  # fmt: skip
+from lorarar.scoring.judges import JudgePrompts, Question, Verdict, conversation, read_answer
 
 
 class LlavaCritic:
@@ -51,13 +29,27 @@ class LlavaCritic:
     model, processor : as transformers loads them.
     prompts : wording of the questions.
     name : what results call this judge.
+    longest_side : larger pictures are reduced to this many pixels before the processor sees them. The authors'
+        released script reduces to 512; the paper does not say, and by default nothing is reduced.
+    source : folder or hub's name of the weights.
     """
 
-    def __init__(self, model: Any, processor: Any, prompts: JudgePrompts, name: str = "llava") -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        prompts: JudgePrompts,
+        name: str = "llava",
+        *,
+        longest_side: int | None = None,
+        source: Path | str | None = None,
+    ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.prompts = prompts
         self.name = name
+        self.longest_side = longest_side
+        self.source = source
         # The processor pads on the left, so that every question of a batch ends where its answer begins.
         processor.tokenizer.padding_side = "left"
         self.yes, self.no = (
@@ -66,24 +58,71 @@ class LlavaCritic:
         )
 
     @classmethod
-    def load(cls, folder: Path | str, prompts: JudgePrompts, device: str = "cpu") -> LlavaCritic:
-        """Load a local folder, or a hub id where the network allows.
+    def load(
+        cls,
+        source: Path | str,
+        prompts: JudgePrompts,
+        device: str = "cpu",
+        *,
+        longest_side: PositiveInt | None = None,
+        four_bit: bool = False,
+        device_map: str | dict[str, Any] | None = None,
+        revision: str | None = None,
+        download: bool = False,
+    ) -> LlavaCritic:
+        """Load a local folder, or a model of the hub by its name.
+
+        The weights are float16 on an accelerator and float32 on a CPU.
+
+        Parameters
+        ----------
+        source, prompts, device : weights, wording, and where the model runs.
+        longest_side : see the class.
+        four_bit : quantise the weights to NF4 by bitsandbytes, so that 7B fit 8 GB; answers change a little.
+        device_map : spreads the model over devices by accelerate, such as "auto"; replaces `device`.
+        revision : commit, tag or branch of a hub's model.
+        download : fetch a hub's model that is not on this machine yet.
 
         Raises
         ------
-        UserError : it cannot be loaded.
+        UserError : it cannot be loaded, or bitsandbytes is needed and not installed.
         """
+        from importlib.util import find_spec
+
         from safetensors import SafetensorError
         from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
+        accelerated = device != "cpu" if device_map is None else torch.cuda.is_available()
+        dtype = torch.float16 if accelerated else torch.float32
+        options: dict[str, Any] = {"dtype": dtype, "device_map": device_map}
+        if four_bit:
+            if find_spec("bitsandbytes") is None:
+                raise UserError(f"{source}: 4-bit weights need bitsandbytes; `pip install bitsandbytes` or do without")
+            from transformers import BitsAndBytesConfig
+
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+            )
+            # Quantised weights cannot be moved afterwards.
+            options["device_map"] = device_map or {"": device}
+        where = {"revision": revision or "main", "local_files_only": not download}
         try:
-            processor = AutoProcessor.from_pretrained(folder)
-            dtype = torch.float32 if device == "cpu" else torch.float16
-            model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{folder}: transformers cannot load this critic ({reason})") from error
-        return cls(model.to(device), processor, prompts, name=Path(folder).name)
+            processor = AutoProcessor.from_pretrained(source, **where)
+            model = LlavaOnevisionForConditionalGeneration.from_pretrained(source, **where, **options)
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            why = reason(error, source, download)
+            raise UserError(f"{source}: transformers cannot load this critic {why}") from error
+        if options["device_map"] is None:
+            model = model.to(device)
+        return cls(model, processor, prompts, name=Path(source).name, longest_side=longest_side, source=source)
+
+    @property
+    def identity(self) -> str:
+        """Name, weights, precision and size of pictures."""
+        if self.source is None:
+            raise ValueError("a critic that was not loaded has no identity; give it its source")
+        numbers = "4 bits" if getattr(self.model, "is_loaded_in_4bit", False) else self.model.dtype
+        return f"{self.name} {checkpoint(self.source, self.model)} {numbers} longest side {self.longest_side}"
 
     def inputs(self, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
         """Tokens and pixels of questions, left-padded, ready for the model."""
@@ -91,7 +130,7 @@ class LlavaCritic:
             self.processor.apply_chat_template(conversation(self.prompts, question), add_generation_prompt=True)
             for question in questions
         ]
-        pictures = [as_pil([question.reference, question.test]) for question in questions]
+        pictures = [as_pil([question.reference, question.test], self.longest_side) for question in questions]
         return dict(self.processor(images=pictures, text=texts, padding=True, return_tensors="pt"))
 
     @torch.inference_mode()
@@ -109,7 +148,7 @@ class LlavaCritic:
             texts = self.processor.tokenizer.batch_decode(given.sequences[:, length:], skip_special_tokens=True)
             chances = given.logits[0].float().softmax(-1)
             for text, chance in zip(texts, chances, strict=True):
-                verdicts.append(Verdict(read_answer(text), self._probability(chance)))
+                verdicts.append(self.prompts.verdict(read_answer(text), self._probability(chance)))
         return verdicts
 
     def _probability(self, chance: torch.Tensor) -> float | None:

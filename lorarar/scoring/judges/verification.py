@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorarar.errors import UserError
-from lorarar.files import atomic, write_json
+from lorarar.files import atomic, fingerprint, write_json
 from lorarar.scoring.images import Image, batches
 from lorarar.scoring.judges import JudgePrompts, Kind, Question, Verdict
 
@@ -110,13 +110,26 @@ class Verifier(nn.Module):
 
 
 class VerificationJudge:
-    """Answers by the verification networks; the probability is the network's own, yes is above one half."""
+    """Answers by the verification networks; the probability is the network's own, yes is above one half.
+
+    It was trained on pictures of `size` x `size` pixels and reads no prompts.
+    """
 
     name = "verification"
+    size = 64
+    prompts = None
 
-    def __init__(self, networks: dict[Kind, Verifier], device: str = "cpu") -> None:
+    def __init__(self, networks: dict[Kind, Verifier], device: str = "cpu", folder: Path | None = None) -> None:
         self.networks = {kind: network.to(device).eval() for kind, network in networks.items()}
         self.device = device
+        self.folder = folder
+
+    @property
+    def identity(self) -> str:
+        """Name and weights."""
+        if self.folder is None:
+            raise ValueError("networks that were not loaded have no identity; give them their folder")
+        return f"{self.name} sha256:{fingerprint(self.folder)}"
 
     @classmethod
     def load(cls, folder: Path | str, prompts: JudgePrompts | None = None, device: str = "cpu") -> VerificationJudge:
@@ -127,7 +140,7 @@ class VerificationJudge:
         UserError : a file is missing or does not fit.
         """
         folder = Path(folder)
-        return cls({kind: load_verifier(folder / f"{kind}.safetensors") for kind in KINDS}, device)
+        return cls({kind: load_verifier(folder / f"{kind}.safetensors") for kind in KINDS}, device, folder)
 
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question], batch_size: int = 64) -> list[Verdict]:

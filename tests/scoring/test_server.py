@@ -1,0 +1,365 @@
+"""The judge behind an API, against a server on this machine that speaks it: well, haltingly, and not at all."""
+
+import base64
+import email.utils
+import io
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import log
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PilImage
+
+from lorarar.errors import UserError
+from lorarar.scoring.judges import JudgePrompts, Question, Verdict, load_judge, server
+from lorarar.scoring.judges.server import ServerJudge, retry_after, yes_probability
+
+ROOT = Path(__file__).parents[2]
+SECRET = "sk-not-for-any-eye"
+
+
+class Api:
+    """Answers what `replies` hold, one by one and the last one for ever: (status, headers, body), or seconds of
+    silence. It remembers what it was asked.
+    """
+
+    def __init__(self):
+        self.replies = [said("Yes")]
+        self.models = ok({"data": [{"id": "critic"}]})
+        self.asked, self.keys, self.times = [], [], []
+        self.most_at_once = self._at_once = 0
+        self._lock = threading.Lock()
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                api.keys.append(self.headers["Authorization"])
+                self.reply(*(api.models if self.path == "/v1/models" else (404, {}, b"nothing here")))
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with api._lock:
+                    api.keys.append(self.headers["Authorization"])
+                    api.asked.append(body)
+                    api.times.append(time.monotonic())
+                    api._at_once += 1
+                    api.most_at_once = max(api.most_at_once, api._at_once)
+                    reply = api.replies.pop(0) if len(api.replies) > 1 else api.replies[0]
+                if callable(reply):
+                    reply = reply(body)
+                if isinstance(reply, float):
+                    time.sleep(reply)
+                    reply = said("Yes")
+                with api._lock:
+                    api._at_once -= 1
+                self.reply(*reply)
+
+            def reply(self, status, headers, body):
+                try:
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(body)
+                except OSError:
+                    pass  # the judge has hung up
+
+            def log_message(self, *_):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def ok(content):
+    return 200, {"Content-Type": "application/json"}, json.dumps(content).encode()
+
+
+def said(text, likely=None, **message):
+    """A reply with a text, and where wanted the chances of the tokens that could have begun it."""
+    choice = {"message": {"role": "assistant", "content": text, **message}}
+    if likely:
+        top = [{"token": token, "logprob": log(chance)} for token, chance in likely.items()]
+        choice["logprobs"] = {"content": [{"token": top[0]["token"], "top_logprobs": top}]}
+    return ok({"choices": [choice]})
+
+
+def trouble(status, message="", **headers):
+    return status, {name.replace("_", "-"): value for name, value in headers.items()}, message.encode()
+
+
+@pytest.fixture
+def api(monkeypatch):
+    monkeypatch.setattr(server, "PAUSE", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    api = Api()
+    yield api
+    api.close()
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return JudgePrompts.load(ROOT / "data/prompts.yaml")
+
+
+def questions(number=1, side=8):
+    pictures = np.random.default_rng(0).integers(0, 256, size=(number + 1, side, 2 * side, 3), dtype=np.uint8)
+    return [Question("style", pictures[0], test, "oil painting") for test in pictures[1:]]
+
+
+def sent(part):
+    """The picture inside a part of a message."""
+    head, data = part["image_url"]["url"].split(",")
+    assert head == "data:image/png;base64"
+    return PilImage.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_both_pictures_stand_where_the_prompt_has_them(api, prompts):
+    [question] = questions()
+    assert load_judge(api.address, prompts).answer([question]) == [Verdict(True)]
+    [body] = api.asked
+    assert body["model"] == "critic" and body["temperature"] == 0 and body["max_tokens"] <= 16
+    system, user = body["messages"]
+    assert system == {"role": "system", "content": "You are a helpful assistant."}
+    assert [part["type"] for part in user["content"]] == ["text", "image_url", "text", "image_url", "text"]
+    before, reference, between, test, after = user["content"]
+    written = before["text"] + "{image}" + between["text"] + "{image}" + after["text"]
+    assert written == prompts.text(question)
+    assert np.array_equal(np.asarray(sent(reference)), question.reference)
+    assert np.array_equal(np.asarray(sent(test)), question.test)
+
+
+def test_larger_pictures_are_reduced_if_asked(api, prompts):
+    load_judge(api.address, prompts, longest_side=10).answer(questions(side=20))
+    assert [sent(part).size for part in api.asked[0]["messages"][1]["content"][1::2]] == [(10, 5)] * 2
+
+
+def test_answers_come_back_in_order_several_at_a_time(api, prompts):
+    asked = questions(24)
+    asked = [Question("style", q.reference, np.full_like(q.test, i), "oil") for i, q in enumerate(asked)]
+
+    def odd_ones(body):
+        number = sent(body["messages"][1]["content"][3]).getpixel((0, 0))[0]
+        time.sleep(0.02 if number < 4 else 0.001)
+        return said("Yes" if number % 2 else "No")
+
+    api.replies = [odd_ones]
+    verdicts = load_judge(api.address, prompts, concurrency=4).answer(asked)
+    assert [verdict.yes for verdict in verdicts] == [bool(i % 2) for i in range(24)]
+    assert 2 <= api.most_at_once <= 4
+
+
+def test_soft_probability_is_of_yes_among_yes_and_no(api, prompts):
+    api.replies = [said("Yes", {"Yes": 0.5, " yes": 0.1, "No": 0.2, "Maybe": 0.1})]
+    judge = load_judge(api.address, prompts)
+    [verdict] = judge.answer(questions())
+    assert verdict.yes is True and verdict.probability == pytest.approx(0.6 / 0.8)
+    assert api.asked[0]["logprobs"] is True and api.asked[0]["top_logprobs"] == 20
+    swapped = JudgePrompts(prompts.system, prompts.subject, prompts.style, swapped=True)
+    [verdict] = load_judge(api.address, swapped).answer(questions())
+    assert verdict.yes is False and verdict.probability == pytest.approx(0.2 / 0.8)
+
+
+def test_probability_is_read_at_the_first_word_and_nowhere_else():
+    def token(text, **likely):
+        return {"token": text, "top_logprobs": [{"token": t, "logprob": log(p)} for t, p in likely.items()]}
+
+    assert yes_probability({"content": [token("**"), token("No", No=0.75, Yes=0.25)]}) == pytest.approx(0.25)
+    assert yes_probability({"content": [token("I"), token("Yes", Yes=0.9)]}) is None
+    for useless in (
+        None,
+        {},
+        {"content": None},
+        {"content": []},
+        {"content": [{"token": "Yes"}]},
+        "Yes",
+        {"content": 3},
+    ):
+        assert yes_probability(useless) is None
+
+
+def test_a_server_without_logprobs_is_asked_without_and_remembered(api, prompts):
+    def strict(body):
+        if body.get("top_logprobs", 0) > limit:
+            return trouble(400, '{"error": {"message": "too many logprobs"}}')
+        return said("No", {"No": 0.75, "Yes": 0.25} if body.get("logprobs") else None)
+
+    for limit, tried, probability in ((5, [20, 5, 5], 0.25), (-1, [20, 5, None, None], None)):
+        api.asked.clear()
+        api.replies = [strict]
+        judge = load_judge(api.address, prompts, concurrency=1)
+        if limit < 0:
+            api.replies = [lambda body: trouble(400, "no logprobs") if "logprobs" in body else said("No")]
+        assert judge.answer(questions(2)) == [Verdict(False, probability)] * 2
+        assert [body.get("top_logprobs") for body in api.asked] == tried
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        said("I'm sorry, I can't compare people."),
+        said(None, refusal="I can't help with that."),
+        said(""),
+        trouble(400, '{"error": {"code": "content_filter", "message": "blocked"}}'),
+        ok({"choices": []}),
+        ok({"choices": [{"message": {"content": [{"type": "text", "text": "Yes"}]}}]}),
+        ok([1]),
+        trouble(200, '{"choices": [{"mess'),
+        trouble(200, "<html>Maintenance</html>"),
+        (200, {}, b"\xff\xfe"),
+    ],
+)
+def test_refusals_and_replies_that_cannot_be_read_are_unanswered(api, prompts, reply):
+    api.replies = [reply]
+    assert load_judge(api.address, prompts).answer(questions()) == [Verdict(None)]
+    assert len(api.asked) == 1
+
+
+def test_a_busy_server_is_asked_again_when_it_says(api, prompts):
+    api.replies = [trouble(429, Retry_After="1"), trouble(429), trouble(503), trouble(500), said("Yes")]
+    judge = load_judge(api.address, prompts)
+    assert judge.answer(questions()) == [Verdict(True)]
+    gaps = np.diff(api.times)
+    assert gaps[0] >= 0.99 and gaps[1:].max() < 0.5
+    assert api.asked[0] == api.asked[-1]
+
+
+def test_pauses_grow(api, prompts, monkeypatch):
+    monkeypatch.setattr(server, "PAUSE", 0.04)
+    api.replies = [trouble(500), trouble(500), trouble(500), said("Yes")]
+    load_judge(api.address, prompts).answer(questions())
+    for attempt, gap in enumerate(np.diff(api.times)):
+        assert gap >= 0.02 * 2**attempt
+
+
+def test_retry_after_is_seconds_or_a_date():
+    assert retry_after({"Retry-After": "7"}) == 7
+    assert retry_after({"Retry-After": email.utils.formatdate(time.time() + 30, usegmt=True)}) == pytest.approx(
+        30, abs=2
+    )
+    assert retry_after({"Retry-After": email.utils.formatdate(time.time() - 30, usegmt=True)}) == 0
+    assert retry_after({"Retry-After": "soon"}) == retry_after({}) == retry_after({"Retry-After": "-3"}) == 0
+
+
+def test_timeouts_and_broken_connections_are_tried_again(api, prompts):
+    api.replies = [0.5, (200, {"Content-Length": "1000"}, b"cut off"), said("Yes")]
+    assert load_judge(api.address, prompts, timeout=0.2).answer(questions()) == [Verdict(True)]
+    assert len(api.asked) == 3
+
+
+def one_line(caught):
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("reply", "why"), [(trouble(503, "overloaded"), "HTTP 503 overloaded"), (0.4, "timed out")])
+def test_a_server_that_stays_broken_ends_with_one_line(api, prompts, monkeypatch, reply, why):
+    monkeypatch.setattr(server, "ATTEMPTS", 3)
+    api.replies = [reply]
+    judge = load_judge(api.address, prompts, timeout=0.1)
+    with pytest.raises(UserError) as caught:
+        judge.answer(questions())
+    line = one_line(caught)
+    assert api.address in line and why in line and "3 attempts" in line
+    assert len(api.asked) == 3
+
+
+def test_one_failure_stops_all_others(api, prompts, monkeypatch):
+    monkeypatch.setattr(server, "PAUSE", 20.0)
+    begun = time.monotonic()
+    api.replies = [trouble(503), trouble(503), trouble(404, "no such model")]
+    with pytest.raises(UserError, match="404 no such model"):
+        load_judge(api.address, prompts, concurrency=3).answer(questions(50))
+    assert time.monotonic() - begun < 5 and len(api.asked) < 10
+
+
+def test_a_quota_of_the_day_is_not_waited_for(api, prompts):
+    api.replies = [trouble(429, "quota", Retry_After="86400")]
+    with pytest.raises(UserError, match="asks to wait 86400 s"):
+        load_judge(api.address, prompts).answer(questions())
+    assert len(api.asked) == 1
+
+
+def test_the_key_comes_from_its_variable_and_is_never_shown(api, prompts, monkeypatch):
+    load_judge(api.address, prompts).answer(questions())
+    assert set(api.keys) == {None}
+    monkeypatch.setenv("MY_KEY", SECRET + "\n")
+    api.keys.clear()
+    judge = load_judge(api.address, prompts, key_variable="MY_KEY")
+    judge.answer(questions())
+    assert set(api.keys) == {f"Bearer {SECRET}"}
+    api.replies = [trouble(401, f"Incorrect key {SECRET}")]
+    with pytest.raises(UserError, match=r"HTTP 401 Incorrect key \*\*\*") as caught:
+        judge.answer(questions())
+    shown = [one_line(caught), repr(judge), judge.name, judge.identity]
+    assert not any(SECRET in text for text in shown)
+    monkeypatch.setenv("MY_KEY", "two\nlines")
+    with pytest.raises(UserError, match="MY_KEY") as caught:
+        load_judge(api.address, prompts, key_variable="MY_KEY")
+    assert "two" not in one_line(caught)
+
+
+def test_the_key_does_not_follow_to_another_address(api, prompts, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    other = Api()
+    try:
+        api.models = trouble(302, Location=f"{other.address}/models")
+        load_judge(api.address, prompts)
+        assert api.keys == [f"Bearer {SECRET}"] and other.keys == [None]
+    finally:
+        other.close()
+
+
+def test_reachability_is_checked_before_anything_is_asked(api, prompts, monkeypatch):
+    def refused(address=api.address, **options):
+        with pytest.raises(UserError) as caught:
+            load_judge(address, prompts, **options)
+        return one_line(caught)
+
+    api.models = trouble(401, "who are you?")
+    assert "HTTP 401 who are you?; set the key's variable" in refused()
+    assert "end in /v1?" in refused(api.address.removesuffix("/v1"))
+    api.models = trouble(200, "<html>\nWelcome!")
+    assert "not the reply of an OpenAI-compatible server" in refused()
+    api.models = ok({"data": [{"id": "small"}, {"id": "large"}]})
+    assert "it serves small, large" in refused()
+    assert load_judge(api.address, prompts, model="large").name == f"large at {api.address}"
+    assert "has no option colour; it has model," in refused(colour="red")
+    assert "concurrency" in refused(model="large", concurrency=0)
+    assert not api.asked
+    api.close()
+    assert f"{api.address}: cannot be reached" in refused()
+
+
+@pytest.mark.parametrize("address", ["http://", "http://[", "http://host:port/v1"])
+def test_what_is_no_address_is_named(prompts, address):
+    with pytest.raises(UserError, match="not an address"):
+        ServerJudge(address, prompts, "m")
+
+
+@pytest.mark.parametrize("address", [f"https://me:{SECRET}@host/v1", f"https://host/v1?key={SECRET}"])
+def test_keys_in_an_address_are_refused_and_not_shown(prompts, address):
+    with pytest.raises(UserError, match="environment variable") as caught:
+        ServerJudge(address, prompts, "m")
+    assert SECRET not in str(caught.value)
+
+
+def test_identity_names_address_model_and_size_of_pictures(prompts):
+    base = ServerJudge("http://host/v1/", prompts, "m").identity
+    assert base == ServerJudge("http://host/v1", prompts, "m").identity
+    others = [
+        ServerJudge("http://host/v1", prompts, "n"),
+        ServerJudge("http://host:8/v1", prompts, "m"),
+        ServerJudge("http://host/v1", prompts, "m", longest_side=512),
+    ]
+    assert len({base, *(other.identity for other in others)}) == 4
