@@ -1,0 +1,94 @@
+"""Verdicts, kept: a judge may cost a second or a cent for each question, and no question is worth asking twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lorarar.errors import UserError
+from lorarar.files import atomic
+from lorarar.scoring.images import Image, batches
+from lorarar.scoring.judges import Judge, Question, Verdict
+
+
+class CachedJudge:
+    """Asks another judge only what it has not answered yet.
+
+    A verdict belongs to the judge's identity, the two pictures and the prompt as the judge reads it. Each is a small
+    file of its own that appears whole or not at all: so a kill at any moment costs one batch at most, and several
+    processes may share the folder, on a network's file system too.
+
+    Unanswered questions are not kept. Some judges answer them the next time.
+
+    Parameters
+    ----------
+    judge : who is asked.
+    folder : where verdicts are kept, of any number of judges. It may be deleted: that only costs the answers again.
+    batch_size : questions asked before their verdicts are kept.
+
+    Raises
+    ------
+    UserError : the folder cannot be made.
+    """
+
+    def __init__(self, judge: Judge, folder: Path | str, batch_size: int = 32) -> None:
+        self.judge = judge
+        self.name = judge.name
+        self.identity = judge.identity
+        self.prompts = judge.prompts
+        self.folder = Path(folder)
+        self.batch_size = batch_size
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot keep verdicts there ({error.strerror}); name another folder") from error
+
+    def answer(self, questions: Sequence[Question]) -> list[Verdict]:
+        """One verdict per question, in order; if the judge fails midway, what it answered before is kept."""
+        keys = [self._key(question) for question in questions]
+        verdicts: dict[str, Verdict] = {}
+        new: dict[str, Question] = {}
+        for key, question in zip(keys, questions, strict=True):
+            if key in verdicts or key in new:
+                continue
+            if known := self._recall(key):
+                verdicts[key] = known
+            else:
+                new[key] = question
+        with tqdm(total=len(new), desc=self.name, unit="question", disable=None if new else True) as progress:
+            for batch in batches(list(new), self.batch_size):
+                for key, verdict in zip(batch, self.judge.answer([new[key] for key in batch]), strict=True):
+                    verdicts[key] = verdict
+                    self._keep(key, verdict)
+                progress.update(len(batch))
+        return [verdicts[key] for key in keys]
+
+    def _key(self, question: Question) -> str:
+        wording = self.prompts and (self.prompts.system, self.prompts.text(question), self.prompts.swapped)
+        facts = [self.identity, question.kind, wording, _digest(question.reference), _digest(question.test)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _file(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.json"
+
+    def _recall(self, key: str) -> Verdict | None:
+        try:
+            return Verdict(**json.loads(self._file(key).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            # Not there, or damaged by a disk: it is asked again and written again.
+            return None
+
+    def _keep(self, key: str, verdict: Verdict) -> None:
+        if verdict.yes is not None:
+            with atomic(self._file(key)) as temporary:
+                temporary.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
+
+
+def _digest(image: Image) -> str:
+    """SHA-256 of a picture's pixels: the same picture in another file is the same question."""
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
