@@ -1,4 +1,6 @@
-"""The command `lorarar`: merge two LoRA files into one, look into files, list methods, convert formats."""
+"""The command `lorarar`: merge two LoRA files into one, look into files, list methods, convert formats, and score
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Merge a content and a style LoRA of one base model into one file.",
+    help="Merge a content and a style LoRA of one base model into one file, and score the pictures it makes.",
 )
 
 
@@ -148,6 +150,84 @@ def convert(
     adapter.check(str(file))
     adapter.save(out, format=format.value, dtype=DTYPES[dtype.value] if dtype else None)
     typer.echo(f"{out}: {len(adapter.layers) + len(adapter.rest)} layers in {format.value} format")
+
+
+@app.command(
+    epilog="""Examples:
+
+`lorarar score out --subject-refs cat --style-refs paper.png --clip ViT-B-32:openai --dino facebook/dino-vits16`
+
+`lorarar score out --subject-refs cat --style-refs paper.png --style-words watercolor --judge http://localhost:8000/v1`"""
+)
+def score(
+    images: Annotated[Path, typer.Argument(help="Folder of pictures of one subject in one style.", show_default=False)],
+    subject_refs: Annotated[Path, typer.Option(help="Folder of pictures of the subject.", show_default=False)],
+    style_refs: Annotated[Path, typer.Option(help="Folder of pictures in the style.", show_default=False)],
+    style_words: Annotated[
+        str | None, typer.Option(help='Words of the style for the judge, such as "oil painting".')
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the pictures were made from, for CLIP-T.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="MARS² by this judge: a folder, a server's address, or a LLaVA critic's name on the hub."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="NAME=VALUE",
+            help="An option of the judge. Of a server: model, key_variable, concurrency, timeout, longest_side; "
+            "of a critic: longest_side, four_bit, device_map, revision.",
+        ),
+    ] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP-I by this model: a folder, or NAME:TAG of open_clip.")] = None,
+    dino: Annotated[str | None, typer.Option(help="DINO by this model: a folder, or its name on the hub.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Table to write; its figures go to a .json beside it.")
+    ] = Path("scores.csv"),
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of the judge's verdicts; by default one for all of a user's runs.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Wording of the judge's questions; by default the paper's.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch models that are not on this machine yet.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Score pictures of one's own: MARS², CLIP-I, CLIP-T and DINO. A judge is asked nothing twice."""
+    from torch.cuda import is_available
+
+    from lorarar.merge.files import refuse_existing
+    from lorarar.scoring import own
+
+    for path in (out, out.with_suffix(".json")):
+        refuse_existing(path, force, images, subject_refs, style_refs)
+    figures = own.score(
+        images,
+        subject_refs,
+        style_refs,
+        out,
+        judge=judge,
+        style_words=style_words,
+        clip=clip,
+        prompt=prompt,
+        dino=dino,
+        options=dict(_setting(text) for text in setting or []),
+        prompts=prompts or own.PROMPTS,
+        cache=cache,
+        device="cuda" if is_available() else "cpu",
+        download=download,
+    )
+    for name in own.FIGURES:
+        if name in figures:
+            ends = f"[{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]"
+            typer.echo(f"{own.FIGURES[name]:10}{figures[name]:.3f} {ends}")
+    if figures.get("unanswered"):
+        typer.echo(f"{figures['unanswered']} questions were not answered with yes or no, and count as no", err=True)
+    typer.echo(f"{out}: {figures['n_images']} pictures")
 
 
 def main() -> None:

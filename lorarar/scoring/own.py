@@ -1,0 +1,222 @@
+"""Scores of one's own pictures of one subject in one style, without the pipeline: what `lorarar score` does."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lorarar
+from lorarar.errors import UserError
+from lorarar.files import atomic, write_json
+from lorarar.scoring.images import Image
+from lorarar.scoring.judges import Judge, JudgePrompts, load_judge
+from lorarar.scoring.judges.cache import CachedJudge
+from lorarar.scoring.mars2 import rate
+from lorarar.scoring.statistics import bootstrap_mean, wilson
+
+PROMPTS = Path(lorarar.__file__).parents[1] / "data" / "prompts.yaml"
+FIGURES = {
+    "right": "MARS²",
+    "subject_yes": "subject",
+    "style_yes": "style",
+    "clip_i": "CLIP-I",
+    "dino": "DINO",
+    "clip_t": "CLIP-T",
+}
+"""Columns that are summed up, and what readers call them; the first three are shares."""
+SHARES = ("right", "subject_yes", "style_yes")
+SEED = 0
+
+
+def verdicts() -> Path:
+    """Where verdicts are kept unless a folder is named."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorarar" / "verdicts"
+
+
+def score(
+    images: Path,
+    subject_references: Path,
+    style_references: Path,
+    out: Path,
+    *,
+    judge: str | None = None,
+    style_words: str | None = None,
+    clip: str | None = None,
+    prompt: str | None = None,
+    dino: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    prompts: Path = PROMPTS,
+    cache: Path | None = None,
+    device: str = "cpu",
+    download: bool = False,
+) -> dict[str, Any]:
+    """Score pictures, and write a row for each to `out` and what sums them up beside it, as `<out>.json`.
+
+    Everything that can be wrong is looked at before the first picture is scored.
+
+    Parameters
+    ----------
+    images, subject_references, style_references : folders of pictures, or single files.
+    judge : MARS² by this judge: a folder, a server's address or the hub's name of a LLaVA critic. Needs `style_words`.
+    style_words : words of the style for the judge's prompt, such as "oil painting".
+    clip : CLIP-I by this model: a folder, or `NAME:TAG` as open_clip calls it. With `prompt` also CLIP-T.
+    prompt : what the pictures were made from.
+    dino : DINO by this model: a folder or the hub's name.
+    options : of the judge, see its `load`.
+    prompts : wording of the judge's questions.
+    cache : folder of the judge's verdicts, `verdicts()` by default.
+    device : where models run.
+    download : fetch models that are not on this machine yet.
+
+    Returns
+    -------
+    dict
+        What `<out>.json` holds: figures with the ends of their 95% intervals, over the pictures of this one pair, and
+        the models they come from.
+
+    Raises
+    ------
+    UserError : a folder is empty, a file is no picture, a model or server is not to be had, or options contradict.
+    """
+    if not (judge or clip or dino):
+        raise UserError("nothing to score with: give a judge, a CLIP or a DINO model")
+    if judge and not style_words:
+        raise UserError("the judge's question names the style: give its words, such as oil painting")
+    if options and not judge:
+        raise UserError("options are the judge's: give a judge too")
+    if prompt and not clip:
+        raise UserError("a prompt is for CLIP-T: give a CLIP model too")
+    if out.suffix == ".json":
+        raise UserError(
+            f"{out}: the figures go to a .json beside the table; name the table otherwise, such as scores.csv"
+        )
+    given, of_subject, of_style = (read_pictures(path) for path in (images, subject_references, style_references))
+    models: dict[str, Any] = {}
+    columns: dict[str, list[Any]] = {"image": list(given)}
+
+    asked = None
+    if judge:
+        asked = _judge(judge, JudgePrompts.load(prompts), device, dict(options or {}), download)
+        for pictures in (given, of_subject, of_style):
+            _check_sizes(asked, pictures)
+        asked = CachedJudge(asked, cache or verdicts())
+        models["judge"] = asked.identity
+    scorers = _backbones(clip, dino, device, download)
+    models |= {name: scorer.describe() for name, scorer in scorers.items()}
+
+    tests, subjects, styles = (list(pictures.values()) for pictures in (given, of_subject, of_style))
+    if asked and style_words:
+        ratings = rate(asked, tests, subjects, styles, style_words)
+        columns |= {
+            "right": [rating.right for rating in ratings],
+            "subject_yes": [rating.subject.yes for rating in ratings],
+            "style_yes": [rating.style.yes for rating in ratings],
+            "subject_prob": [rating.subject.probability for rating in ratings],
+            "style_prob": [rating.style.probability for rating in ratings],
+            "unanswered": [rating.subject.unanswered + rating.style.unanswered for rating in ratings],
+        }
+    if "clip" in scorers:
+        from lorarar.scoring.clip import clip_i, clip_t
+
+        columns["clip_i"] = clip_i(scorers["clip"], tests, styles).tolist()
+        if prompt:
+            columns["clip_t"] = clip_t(scorers["clip"], tests, prompt).tolist()
+    if "dino" in scorers:
+        from lorarar.scoring.dino import dino as to_subject
+
+        columns["dino"] = to_subject(scorers["dino"], tests, subjects).tolist()
+
+    figures: dict[str, Any] = {"n_images": len(tests), "prompt": prompt, "style_words": style_words, "models": models}
+    figures |= summarise(columns)
+    with atomic(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_text(value) for value in row] for row in zip(*columns.values(), strict=True))
+    write_json(out.with_suffix(".json"), figures)
+    return figures
+
+
+def summarise(columns: Mapping[str, list[Any]]) -> dict[str, float]:
+    """Mean of each score, followed by `_low` and `_high`: Wilson's interval for shares, else by resampling pictures."""
+    figures: dict[str, float] = {}
+    for name in (name for name in FIGURES if name in columns):
+        values = columns[name]
+        share = name in SHARES
+        interval = wilson(sum(values), len(values)) if share else bootstrap_mean([[value] for value in values], SEED)
+        mean, low, high = interval
+        figures |= {name: round(mean, 6), f"{name}_low": round(low, 6), f"{name}_high": round(high, 6)}
+    if "unanswered" in columns:
+        figures["unanswered"] = sum(columns["unanswered"])
+    return figures
+
+
+def read_pictures(path: Path) -> dict[str, Image]:
+    """Pictures of a folder by their names, in order; a single file is a folder of one.
+
+    They are turned as a camera says they were taken. Hidden files and folders inside do not count.
+
+    Raises
+    ------
+    UserError : there is none, or a file is no picture.
+    """
+    from PIL import Image as PilImage
+    from PIL import ImageOps
+
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    pictures = {}
+    for file in files:
+        if file.name.startswith("."):
+            continue
+        try:
+            with PilImage.open(file) as image:
+                pictures[file.name] = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{file}: not a picture ({reason}); convert it, or move it elsewhere") from None
+    if not pictures:
+        raise UserError(f"{path}: no pictures in it")
+    return pictures
+
+
+def _judge(where: str, prompts: JudgePrompts, device: str, options: dict[str, Any], download: bool) -> Judge:
+    if download and not where.startswith("http") and not Path(where).exists():
+        options["download"] = True
+    return load_judge(where, prompts, device, **options)
+
+
+def _check_sizes(judge: Judge, pictures: Mapping[str, Image]) -> None:
+    """The miniature world's judge takes its own pictures only; others read any size."""
+    from lorarar.scoring.judges.verification import VerificationJudge
+
+    if isinstance(judge, VerificationJudge):
+        for name, picture in pictures.items():
+            if picture.shape[:2] != (judge.size, judge.size):
+                size = f"{judge.size} x {judge.size}"
+                raise UserError(f"{name}: the verification judge knows the miniature world's {size} pictures only")
+
+
+def _backbones(clip: str | None, dino: str | None, device: str, download: bool) -> dict[str, Any]:
+    from lorarar.scoring.clip import Clip
+    from lorarar.scoring.dino import Dino
+
+    models: dict[str, Any] = {}
+    if clip:
+        name, _, tag = (clip, "", "") if Path(clip).exists() else clip.partition(":")
+        models["clip"] = Clip.load(name, tag or None, device, download=download)
+    if dino:
+        models["dino"] = Dino.load(dino, device, download=download)
+    return models
+
+
+def _text(value: Any) -> Any:
+    """As in the benchmark's own tables: truth values as 0 and 1, six decimals; nothing where there is no score."""
+    if isinstance(value, bool):
+        return int(value)
+    return f"{value:.6f}" if isinstance(value, float) else value
