@@ -284,6 +284,7 @@ def save_pipeline(networks: nn.ModuleDict, vae: PackedAutoencoderKL, tokenizer: 
     """A StableDiffusionXLPipeline folder in fp16 safetensors."""
     from diffusers import StableDiffusionXLPipeline
 
+    vae.register_to_config(_name_or_path="")  # diffusers keeps where it was read from: a path of this machine
     pipeline = StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=networks["text_encoder"],
