@@ -15,6 +15,11 @@ from stages.params import load
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("splits: [test]", "splits: [val, test]")
 CATALOG = Catalog.load(ROOT)
+# Values that tuning changes, as the file has them.
+POCKET = yaml.safe_load(TEXT)["bases"]["pocket"]
+STEPS = f"steps: {POCKET['hypernet']['steps']} "
+RANK = f"rank: {POCKET['bank']['rank']} "
+GUIDANCE = f"guidance: {POCKET['generate']['guidance']} "
 
 
 def problems(path: Path, *replacements: tuple[str, str]) -> list[str]:
@@ -57,13 +62,13 @@ def test_names_can_be_listed(tmp_path: Path) -> None:
         ("subjects: all", "subjects: [dog8, dog2]", "bases.pocket.bank: the hypernetwork needs at least one"),
         ("subjects: all", "subjects: [dog8, dog]", "evaluate.splits: the bank has no pair of the split val"),
         ("styles: all", "styles: [glowin]", "bases.pocket.bank.styles.0: no style is called 'glowin'"),
-        ("steps: 300", "steps: 0", "bases.pocket.hypernet.steps: should be greater than 0, not 0"),
+        (STEPS, "steps: 0 ", "bases.pocket.hypernet.steps: should be greater than 0, not 0"),
         (
-            "steps: 300",
-            "setps: 800",
+            STEPS,
+            "setps: 800 ",
             "bases.pocket.hypernet.setps: no key here is called 'setps'; did you mean",
         ),
-        ("rank: 8", "rank: many", "bases.pocket.bank.rank: should be a valid integer"),
+        (RANK, "rank: many ", "bases.pocket.bank.rank: should be a valid integer"),
         ("guided: [to_q,", "guided: [to_p,", "bases.pocket.hypernet.guided.0: should be 'to_q', 'to_k'"),
         ("workers: auto", "workers: -1", "workers: should be greater than 0, not -1"),
         ("seed: 0 ", "# ", "seed: is missing; add it"),
@@ -82,7 +87,7 @@ def test_a_mistake_is_told_with_key_and_line(tmp_path: Path, old: str, new: str,
 
 
 def test_all_problems_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
-    replacements = (("steps: 300", "steps: 0"), ("seed: 0 ", "seed: -1 "), ("guidance: 3.0", "guidanc: 3.0"))
+    replacements = ((STEPS, "steps: 0 "), ("seed: 0 ", "seed: -1 "), (GUIDANCE, "guidanc: 3.0 "))
     lines = problems(tmp_path / "params.yaml", *replacements)
     assert len(lines) == 4, "the misspelt key is unknown, and the right one is missing"
     numbers = [int(line.partition(":")[0]) for line in lines]
