@@ -100,7 +100,7 @@ def test_fingerprint_sees_names_and_contents(tmp_path: Path) -> None:
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from slurm.fanout import Task
 from slurm.store import Store
@@ -110,6 +110,8 @@ def work(folder, seconds):
     time.sleep(seconds)
 
 if __name__ == "__main__":
+    # A shell starts what it puts into the background deaf to Ctrl-C, and with it the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     tasks = [(Task(str(seconds), {"seconds": seconds}), []) for seconds in (0, 600, 601)]
     try:
         Store(Path(sys.argv[1]), "").run(work, tasks, 2, "sleep")
