@@ -3,8 +3,8 @@
 560 attention projections, rank 64, random factors. Each contestant runs in turn, several rounds, and medians are
 compared. The last line of the output is one JSON object with the figures.
 
-    python -m bench.merge            # about five minutes and 10 GB
-    python -m bench.merge --small    # a twentieth of the layers, to try it out
+    python -m bench.merge            # needs some 10 GB
+    python -m bench.merge --small    # a fourteenth of the layers, to try it out
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def sdxl(small: bool) -> Iterator[tuple[str, int, int]]:
                         yield path, width, 2048 if text else width
 
 
-def random_adapter(seed: int, small: bool, dtype: torch.dtype = torch.float32) -> Adapter:
+def random_adapter(seed: int, small: bool) -> Adapter:
     random = torch.Generator().manual_seed(seed)
     return Adapter(
         {
             path: Factors(
-                (torch.randn(RANK, n, generator=random) / n**0.5).to(dtype),
-                (torch.randn(m, RANK, generator=random) / RANK**0.5).to(dtype),
+                torch.randn(RANK, n, generator=random) / n**0.5,
+                torch.randn(m, RANK, generator=random) / RANK**0.5,
             )
             for path, m, n in sdxl(small)
         }
@@ -146,9 +146,9 @@ def rounds(contestants: dict[str, Callable[[], Any]], count: int) -> dict[str, f
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def matmul_rate(dtype: torch.dtype) -> float:
-    """Operations a second of a large product."""
-    a, b = torch.randn(2, 1280, 1280).to(dtype)
+def matmul_rate() -> float:
+    """Operations a second of a large product in float32."""
+    a, b = torch.randn(2, 1280, 1280)
     repeat = 10
     seconds = rounds({"": lambda: [a @ b for _ in range(repeat)]}, 5)[""]
     return repeat * 2 * 1280**3 / seconds
@@ -176,7 +176,10 @@ def file_to_file(folder: Path, content: Adapter, style: Adapter, network: HyperN
             with open(target, "rb") as file:
                 os.fsync(file.fileno())
 
-    contestants = {"merge": lambda: merge_files(*sources, out, hypernet=hypernet, force=True), "copy": duplicate}
+    contestants = {
+        "merge": lambda: merge_files(*sources, out, options={"hypernet": hypernet}, force=True),
+        "copy": duplicate,
+    }
     seconds = rounds(contestants, ROUNDS)
     command = ["merge", *sources, "-o", out, "--hypernet", hypernet, "--force"]
     subprocess.run([sys.executable, "-m", "lorarar.cli", *map(str, command)], check=True, stdout=sys.stderr)
@@ -244,7 +247,7 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"{name:36} {value:9.4f} s", flush=True)
 
-    limit = coefficient_operations(network, content) / matmul_rate(torch.float32)
+    limit = coefficient_operations(network, content) / matmul_rate()
     figures |= {
         "coefficient_speedup": seconds["released: coefficients"] / seconds["ours: coefficients"],
         "coefficient_speedup_bf16": seconds["released: coefficients"] / seconds["ours: coefficients, bf16"],

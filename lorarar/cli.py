@@ -82,7 +82,14 @@ def merge(
     if hypernet is not None:
         options["hypernet"] = hypernet
     notes = merge_files(
-        content, style, out, method=method, format=format.value, dtype=dtype and dtype.value, force=force, **options
+        content,
+        style,
+        out,
+        method=method,
+        format=format.value,
+        dtype=dtype and dtype.value,
+        force=force,
+        options=options,
     )
     for note in notes:
         typer.echo(note, err=True)
@@ -143,9 +150,12 @@ def convert(
 ) -> None:
     """Write a LoRA file in another format; alpha is folded into the factors."""
     from lorarar.adapter import Adapter
-    from lorarar.merge.files import DTYPES, refuse_existing
+    from lorarar.files import refuse_existing
+    from lorarar.formats import beside
+    from lorarar.merge.files import DTYPES
 
-    refuse_existing(out, force, file)
+    for path in (out, *beside(out, format.value)):
+        refuse_existing(path, force, file)
     adapter = Adapter.load(file)
     adapter.check(str(file))
     adapter.save(out, format=format.value, dtype=DTYPES[dtype.value] if dtype else None)
@@ -200,7 +210,7 @@ def score(
     """Score pictures of one's own: MARS², CLIP-I, CLIP-T and DINO. A judge is asked nothing twice."""
     from torch.cuda import is_available
 
-    from lorarar.merge.files import refuse_existing
+    from lorarar.files import refuse_existing
     from lorarar.scoring import own
 
     for path in (out, out.with_suffix(".json")):

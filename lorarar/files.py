@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lorarar.errors import UserError
+
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
@@ -25,6 +27,14 @@ def atomic(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(out: Path, force: bool, *sources: Path) -> None:
+    """Raise `UserError` if writing `out` would replace a file that nobody said may be replaced, or a source."""
+    if any(out.exists() and source.exists() and out.samefile(source) for source in sources):
+        raise UserError(f"{out}: is one of the inputs; write to another file")
+    if out.exists() and not force:
+        raise UserError(f"{out}: exists; give another name, or --force to replace it")
 
 
 def sha256(path: Path | str) -> str:

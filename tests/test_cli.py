@@ -151,12 +151,16 @@ def test_mistakes_end_with_one_line_and_write_nothing(files, monkeypatch, capsys
     broken = adapter(1, 4)
     broken.layers[LAYERS[1]].up[3, 1] = float("nan")
     broken.save(damaged)
-    assert LAYERS[1] in refused("merge", damaged, style, "-o", out, "-m", "direct")
+    error = refused("merge", damaged, style, "-o", out, "-m", "direct")
+    assert LAYERS[1] in error and "damaged.safetensors" in error
     network = tmp_path / "network.safetensors"
     HyperNetwork([1280]).save(network)
     assert "640 wide" in refused("merge", content, style, "-o", out, "--hypernet", network)
     adapter(1, 4, width=320).save(damaged)
-    assert "base" in refused("merge", damaged, style, "-o", out, "-m", "direct")
+    error = refused("merge", damaged, style, "-o", out, "-m", "direct")
+    assert "damaged.safetensors is for" in error and "watercolor.safetensors for SDXL" in error
+    for word in ("dtype", "method", "force"):
+        assert f"no option {word}" in refused("merge", content, style, "-o", out, "-m", "ties", "-s", f"{word}=1")
 
 
 def test_files_that_exist_stay(files, monkeypatch, capsys) -> None:
@@ -167,3 +171,8 @@ def test_files_that_exist_stay(files, monkeypatch, capsys) -> None:
     assert "inputs" in fails(monkeypatch, capsys, "merge", content, style, "-o", style, "-m", "direct", "--force")
     assert run(monkeypatch, "merge", content, style, "-o", out, "-m", "direct", "--force") == 0
     assert Adapter.load(out).layers
+    other = out.with_name("adapter_config.json")
+    other.write_text("precious")
+    for words in (["merge", content, style, "-m", "direct"], ["convert", content]):
+        error = fails(monkeypatch, capsys, *words, "-f", "peft", "-o", out.with_name("peft.safetensors"))
+        assert "adapter_config.json: exists" in error and other.read_text() == "precious"

@@ -286,11 +286,11 @@ def test_joint_training_mixes_both_concepts_half_and_half(monkeypatch):
 
     asked = []
 
-    def stub(backbone, images, prompts, **training):
+    def record(backbone, images, prompts, **training):
         asked.append((images[:, 0, 0, 0].tolist(), prompts, training))
         return content
 
-    monkeypatch.setattr(lorarar.dreambooth, "train_adapter", stub)
+    monkeypatch.setattr(lorarar.dreambooth, "train_adapter", record)
     images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 4, 4)
     trained = joint.train(None, images[:2], ["a", "b"], images[2:], ["c", "d", "e"], rank=7)
     assert asked == [([0, 1] * 3 + [2, 3, 4] * 2, ["a", "b"] * 3 + ["c", "d", "e"] * 2, {"rank": 7})]

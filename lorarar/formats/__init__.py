@@ -86,10 +86,15 @@ def write(path: Path | str, layers: Layers, metadata: Mapping[str, str], format:
     if format not in WRITERS:
         raise UserError(f"format {format} is unknown; choose one of {', '.join(WRITERS)}")
     extra = diffusers.metadata(layers) if format == "diffusers" else {}
-    beside = {peft.CONFIGURATION: peft.adapter_config(layers)} if format == "peft" else {}
+    configurations = [(other, peft.adapter_config(layers)) for other in beside(path, format)]
     write_tensors(path, WRITERS[format](layers), {**metadata, **extra})
-    for name, content in beside.items():
-        write_json(Path(path).with_name(name), content)
+    for other, content in configurations:
+        write_json(other, content)
+
+
+def beside(path: Path | str, format: str) -> list[Path]:
+    """What `write` writes beside `path`: peft keeps its configuration in a file of its own."""
+    return [Path(path).with_name(peft.CONFIGURATION)] if format == "peft" else []
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:

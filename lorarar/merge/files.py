@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorarar import __version__
+from lorarar import __version__, formats
 from lorarar.adapter import Adapter
 from lorarar.errors import UserError
-from lorarar.files import sha256
+from lorarar.files import refuse_existing, sha256
 from lorarar.formats import bases
 from lorarar.hypernet import HyperNetwork
 from lorarar.merge.klora import Schedule
@@ -21,7 +22,12 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def merge(
-    content: Adapter | Path | str, style: Adapter | Path | str, method: str = "lorarar", **options: Any
+    content: Adapter | Path | str,
+    style: Adapter | Path | str,
+    method: str = "lorarar",
+    *,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> Adapter | Schedule:
     """Merge a content and a style LoRA.
 
@@ -31,9 +37,10 @@ def merge(
         Adapters or their files, in any format, of one base model.
     method
         A name of `lorarar methods`.
+    dtype
+        Of the result.
     options
-        Of the method. `hypernet` may be a `HyperNetwork` or its file; `dtype` is that of the result,
-        float32 if not given.
+        Of the method. `hypernet` may be a `HyperNetwork` or its file.
 
     Returns
     -------
@@ -50,14 +57,7 @@ def merge(
     >>> lorarar.merge("cat.safetensors", "watercolor.safetensors", method="direct").save("both.safetensors")
     """
     row = _method(method, options)
-    if isinstance(hypernet := options.get("hypernet"), str | Path):
-        options["hypernet"] = HyperNetwork.load(hypernet)
-    names = [str(given) if isinstance(given, str | Path) else "an adapter" for given in (content, style)]
-    content, style = (given if isinstance(given, Adapter) else Adapter.load(given) for given in (content, style))
-    for adapter, name in zip((content, style), names, strict=True):
-        adapter.check(name)
-    bases.same(content, style, names=names)
-    return row.merge(content, style, **options)
+    return row.merge(*_read(content, style), **options, dtype=dtype)
 
 
 def merge_files(
@@ -69,9 +69,18 @@ def merge_files(
     format: str = "diffusers",
     dtype: str | None = None,
     force: bool = False,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Merge two files into a third, which tells how it was made in its metadata.
+
+    Parameters
+    ----------
+    format
+        A key of `formats.WRITERS`.
+    dtype
+        A key of `DTYPES`; None is that of the content's file.
+    options
+        Of the method, as of `merge`.
 
     Returns
     -------
@@ -83,13 +92,14 @@ def merge_files(
     UserError
         As `merge`, or `out` exists and `force` is not given. Nothing is written then.
     """
-    refuse_existing(out, force, content, style)
-    _method(method, options)
-    adapters = [Adapter.load(path) for path in (content, style)]
+    for path in (out, *formats.beside(out, format)):
+        refuse_existing(path, force, content, style)
+    given = dict(options or {})
+    recorded = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    row = _method(method, given)
+    adapters = _read(content, style)
     first = next(iter((adapters[0].layers | adapters[0].rest).values()))
-    number = DTYPES[dtype] if dtype else first.down.dtype
-    recorded = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    merged = merge(adapters[0], adapters[1], method, dtype=number, **options)
+    merged = row.merge(*adapters, **given, dtype=DTYPES[dtype] if dtype else first.down.dtype)
     sources = [{"file": path.name, "sha256": sha256(path)} for path in (content, style)]
     merged.metadata |= {
         "lorarar.method": method,
@@ -112,15 +122,18 @@ def merge_files(
     return notes
 
 
-def refuse_existing(out: Path, force: bool, *sources: Path) -> None:
-    """Raise `UserError` if writing `out` would replace a file that nobody said may be replaced, or a source."""
-    if any(out.exists() and source.exists() and out.samefile(source) for source in sources):
-        raise UserError(f"{out}: is one of the inputs; write to another file")
-    if out.exists() and not force:
-        raise UserError(f"{out}: exists; give another name, or --force to replace it")
+def _read(*given: Adapter | Path | str) -> list[Adapter]:
+    """The adapters, read if need be, and found to be sound and of one base."""
+    names = ["an adapter" if isinstance(one, Adapter) else str(one) for one in given]
+    adapters = [one if isinstance(one, Adapter) else Adapter.load(one) for one in given]
+    for adapter, name in zip(adapters, names, strict=True):
+        adapter.check(name)
+    bases.same(*adapters, names=names)
+    return adapters
 
 
 def _method(name: str, options: dict[str, Any]) -> Method:
+    """The row of the table, if it has these options; a hypernetwork's file becomes the network."""
     if name not in METHODS:
         raise UserError(f"method {name}: unknown; choose one of {', '.join(METHODS)}")
     method = METHODS[name]
@@ -128,8 +141,9 @@ def _method(name: str, options: dict[str, Any]) -> Method:
         raise UserError(f"method {name}: is fitted to a base model and images; run it with `dvc repro`")
     if method.needs == "hypernet" and "hypernet" not in options:
         raise UserError(f"method {name}: needs a trained hypernetwork; give --hypernet FILE, or --method direct")
-    known = [*method.options, "dtype", *(["hypernet"] if method.needs == "hypernet" else [])]
     for key in options:
-        if key not in known:
+        if key not in method.options and (key, method.needs) != ("hypernet", "hypernet"):
             raise UserError(f"method {name}: has no option {key}; it has {', '.join(method.options) or 'none'}")
+    if isinstance(hypernet := options.get("hypernet"), str | Path):
+        options["hypernet"] = HyperNetwork.load(hypernet)
     return method

@@ -40,8 +40,8 @@ def fit(
     """Train `model` in place under a cosine schedule; it ends up with the moving average of its weights.
 
     Weights of linear and convolutional layers are trained with Muon, which orthogonalises their momentum, all others
-    with AdamW. On the miniature UNet 600 steps of Muon reached a held-out loss (.46) that 600 of AdamW came nowhere
-    near (.56). The processes of a team divide the orthogonalisations among them.
+    with AdamW: on the miniature UNet that took far fewer steps. The processes of a team divide the orthogonalisations
+    among them.
 
     `loss(step)` must draw whatever is random from the step number, so that a run that was cut off and resumed
     sees what an uninterrupted run sees.
