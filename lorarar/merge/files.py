@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,10 @@ def merge_files(
     row = _method(method, given)
     adapters = _read(content, style)
     first = next(iter((adapters[0].layers | adapters[0].rest).values()))
-    merged = row.merge(*adapters, **given, dtype=DTYPES[dtype] if dtype else first.down.dtype)
-    sources = [{"file": path.name, "sha256": sha256(path)} for path in (content, style)]
+    with ThreadPoolExecutor() as threads:
+        checksums = [threads.submit(sha256, path) for path in (content, style)]  # while the merge goes on
+        merged = row.merge(*adapters, **given, dtype=DTYPES[dtype] if dtype else first.down.dtype)
+    sources = [{"file": path.name, "sha256": c.result()} for path, c in zip((content, style), checksums, strict=True)]
     merged.metadata |= {
         "lorarar.method": method,
         "lorarar.options": json.dumps(recorded, sort_keys=True),

@@ -23,7 +23,7 @@ from lorarar.pocket.fit import fit
 from lorarar.pocket.judges import generators
 from lorarar.pocket.shards import Columns
 from lorarar.pocket.views import blurred_and_noisy, warped
-from lorarar.pocket.workshop import HEADS, UNKNOWN, Workshop
+from lorarar.pocket.workshop import HEADS, OTHER, UNKNOWN, Workshop
 from lorarar.scoring.images import Image, batches
 from lorarar.scoring.judges.verification import Trunk, as_tensor, half, statistics
 
@@ -104,14 +104,14 @@ class Recogniser:
         return found
 
     def accuracy(self, columns: Columns) -> dict[str, float]:
-        """Share of right answers of every head, over the pictures that have that label."""
+        """Share of right answers of every head, over the pictures that have that label; and of the family once
+        more, over those drawn in a look of no style of the bank.
+        """
         found = self.recognise(columns["image"])
-        shares = {}
-        for head in HEADS:
-            known = columns[head] != UNKNOWN
-            right = np.array([getattr(recognition, head) for recognition in found]) == columns[head]
-            shares[head] = float(right[known].mean())
-        return shares
+        right = {head: np.array([getattr(one, head) for one in found]) == columns[head] for head in HEADS}
+        shares = {head: float(right[head][columns[head] != UNKNOWN].mean()) for head in HEADS}
+        unseen = (columns["style"] == OTHER) & (columns["family"] != "plain")
+        return shares | {"family_of_other_looks": float(right["family"][unseen].mean())}
 
 
 def train_recogniser(

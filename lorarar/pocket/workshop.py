@@ -111,21 +111,21 @@ class Workshop:
         name, style = (str(rng.choice(list(entries))) for entries in (world.subjects, world.styles))
         subject, look = world.subjects[name], world.styles[style].look
         kind = rng.random()
-        if kind < 0.3:
+        if kind < 0.5:  # half of all: looks without end, where the other kinds have few
             sample = world.sample(rng)
             return sample.image, _labels(noun=sample.noun, family=sample.family)
-        if kind < 0.5:  # another object in a style of the bank
+        if kind < 0.65:  # another object in a style of the bank
             noun = str(rng.choice(list(world.nouns)))
             art = artwork.load(str(rng.choice(world.nouns[noun])))
             image = render(art, world.palette(rng, art, original=0.5), look, at, rng)
             return image, _labels(noun=noun, family=look.family, style=style)
-        if kind < 0.75:  # the truth
+        if kind < 0.82:  # the truth
             image = world.truth(name, style, int(rng.integers(2**31)))
             return image, _labels(family=look.family, subject=name, style=style)
-        if kind < 0.85:  # a subject as its pictures show it
+        if kind < 0.88:  # a subject as its pictures show it
             return world.picture(name, int(rng.integers(100, 2**31))), _labels(family="plain", subject=name)
         look = world.look(rng, str(rng.choice(list(FAMILIES)[1:])))
-        if kind < 0.92 or look.family not in KEEPS_COLOR:  # a subject in a look of no style
+        if kind < 0.95 or look.family not in KEEPS_COLOR:  # a subject in a look of no style
             return render(subject.art, subject.palette, look, at, rng), _labels(family=look.family, subject=name)
         palette = world.palette(rng, subject.art, original=0.3)  # its shape in colours that are not its own
         return render(subject.art, palette, look, at, rng), _labels(family=look.family)
