@@ -115,7 +115,7 @@ class Recogniser:
 
 
 def train_recogniser(
-    shop: Workshop, out: Path, *, steps: int = 2000, batch: int = 96, count: int = 24000, rate: float = 2e-3
+    shop: Workshop, out: Path, *, steps: int = 3000, batch: int = 96, count: int = 40000, rate: float = 2e-3
 ) -> dict[str, float]:
     """Train the recogniser on the bank's truth and on the base's own distribution; returns held-out
     accuracies.
@@ -146,6 +146,11 @@ def train_recogniser(
         learning_rate=rate,
         checkpoint=shop.work / "recogniser.pt",
     )
+    # Logit adjustment (Menon et al., 2021): every answer is as likely beforehand, "other" too, which most pictures are.
+    with torch.no_grad():
+        for linear, head in zip(network.heads, HEADS, strict=True):
+            known = labels[head][labels[head] >= 0]
+            linear.bias -= known.bincount(minlength=len(names[head])).log()  # type: ignore[operator]
     recogniser = Recogniser(network, names)
     recogniser.save(out)
     shares = recogniser.accuracy(held_out)

@@ -14,7 +14,7 @@ from lorarar.pocket.recogniser import Network, Recogniser
 from lorarar.pocket.shards import shards
 from lorarar.pocket.views import Softened, as_images, blurred_and_noisy, mirrored, mostly, recoloured, warped
 from lorarar.pocket.vocabulary import chat_tokenizer, word_tokenizer
-from lorarar.pocket.workshop import HEADS
+from lorarar.pocket.workshop import HEADS, OTHER
 from lorarar.scoring.judges.verification import as_tensor, load_verifier
 
 
@@ -212,7 +212,10 @@ def test_random_recogniser_saves_loads_and_names(tmp_path):
     assert Recogniser.load(tmp_path).recognise(images) == found
     columns = {head: np.array([getattr(r, head) for r in found]) for head in HEADS} | {"image": images}
     columns["noun"] = np.array([columns["noun"][0], "", "", "", "somethingelse"])
-    assert recogniser.accuracy(columns) == {"noun": 0.5, "family": 1.0, "subject": 1.0, "style": 1.0}
+    columns["style"][:2] = OTHER
+    columns["family"][0] = "plain"  # which is no look of its own, and so counts as a family alone
+    shares = recogniser.accuracy(columns)
+    assert shares == {"noun": 0.5, "family": 0.8, "subject": 1.0, "style": 0.6, "family_of_other_looks": 1.0}
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be loaded as a recogniser"):
         Recogniser.load(tmp_path)
