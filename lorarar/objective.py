@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lorarar.backbone import Backbone
     from lorarar.references import Draw
 
-Fidelity = Literal["norm", "mse"]
+Fidelity = Literal["norm", "mse", "relative"]
 Orthogonality = Literal["dot", "cosine"]
 
 
@@ -63,32 +63,36 @@ def merging_loss(
     fidelity
         "norm", the paper's L2 norm of the difference: taken over each image's prediction, then averaged over
         the batch, so that the loss does not depend on batch size. "mse": mean squared error, as in the
-        released code.
+        released code. "relative", which is ours: the norm as a share of what the adapter itself changes,
+        |(D + L)(x, p) - D(x, p)|, so that the adapter that changes more does not outweigh the other.
     orthogonality
         "dot", the paper's |m_c . m_s|; "cosine", the same of the normalised vectors, as in the released code.
         Either way summed over layers.
     """
+    both = (
+        torch.cat([content_draw.latents, style_draw.latents]),
+        torch.cat([content_draw.timesteps, style_draw.timesteps]),
+        content_draw.conditioning + style_draw.conditioning,
+    )
     with torch.no_grad():
         with backbone.applied(content):
             content_target = backbone.predict(content_draw.latents, content_draw.timesteps, content_draw.conditioning)
         with backbone.applied(style):
             style_target = backbone.predict(style_draw.latents, style_draw.timesteps, style_draw.conditioning)
+        targets = torch.cat([content_target, style_target])
+        effects = targets - backbone.predict(*both) if fidelity == "relative" else targets
     with backbone.applied(merged):
-        prediction = backbone.predict(
-            torch.cat([content_draw.latents, style_draw.latents]),
-            torch.cat([content_draw.timesteps, style_draw.timesteps]),
-            content_draw.conditioning + style_draw.conditioning,
-        )
-    on_content, on_style = prediction.split([len(content_target), len(style_target)])
-    content_term = _FIDELITY[fidelity](on_content - content_target)
-    style_term = _FIDELITY[fidelity](on_style - style_target)
+        differences = backbone.predict(*both) - targets
+    sizes = len(content_target), len(style_target)
+    content_term, style_term = map(_FIDELITY[fidelity], differences.split(sizes), effects.split(sizes))
     overlap = torch.stack([_OVERLAP[orthogonality](m_c, m_s) for m_c, m_s in coefficients.values()]).sum()
     return MergingLoss(content_term + style_term + weight * overlap, content_term, style_term, overlap)
 
 
-_FIDELITY: dict[Fidelity, Callable[[Tensor], Tensor]] = {
-    "norm": lambda difference: difference.flatten(1).norm(dim=1).mean(),
-    "mse": lambda difference: difference.square().mean(),
+_FIDELITY: dict[Fidelity, Callable[[Tensor, Tensor], Tensor]] = {
+    "norm": lambda difference, _: difference.flatten(1).norm(dim=1).mean(),
+    "mse": lambda difference, _: difference.square().mean(),
+    "relative": lambda difference, effect: (difference.flatten(1).norm(dim=1) / effect.flatten(1).norm(dim=1)).mean(),
 }
 _OVERLAP: dict[Orthogonality, Callable[[Tensor, Tensor], Tensor]] = {
     "dot": lambda m_c, m_s: (m_c @ m_s).abs(),

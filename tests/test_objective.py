@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lorarar.adapter import Adapter
 from lorarar.errors import UserError
 from lorarar.merge import columns
 from lorarar.objective import merging_loss
@@ -65,7 +66,20 @@ def test_a_perfect_merge_costs_nothing(setting):
     assert loss.total < 1e-4
 
 
-@pytest.mark.parametrize("fidelity", ["norm", "mse"])
+def test_relative_fidelity_is_a_share_of_what_each_adapter_changes(setting):
+    backbone, content, style, m, draws = setting
+    merged = columns.merge(content, style, m)
+    loss = merging_loss(backbone, content, style, merged, m, *draws, fidelity="relative")
+    nothing = Adapter({})
+    effects = differences(backbone, content, style, nothing, draws)
+    for term, found, effect in zip(
+        (loss.content, loss.style), differences(backbone, content, style, merged, draws), effects, strict=True
+    ):
+        shares = torch.stack([d.norm() / e.norm() for d, e in zip(found, effect, strict=True)])
+        torch.testing.assert_close(term, shares.mean(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("fidelity", ["norm", "mse", "relative"])
 def test_gradients_reach_coefficients_and_only_them(setting, fidelity):
     backbone, content, style, m, draws = setting
     m = {path: (m_c.requires_grad_(), m_s.requires_grad_()) for path, (m_c, m_s) in m.items()}
