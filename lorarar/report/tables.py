@@ -122,7 +122,7 @@ def _label(method: str) -> str:
 
 
 def _interval(figures: Figures, name: str, digits: int = 2) -> str:
-    mean, low, high = (figures[key] for key in (name, f"{name}_low", f"{name}_high"))
+    mean, low, high = (figures[key] for key in (name, f"{name}_ci_low", f"{name}_ci_high"))
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -20,7 +22,7 @@ JUDGE = {"n": 100, "subject_balanced_accuracy": 0.95, "style_balanced_accuracy":
 def rows() -> list[scores.Row]:
     """Two pairs of two images; the second image of the first pair alone is right."""
     right = {("dog8", 1): (True, True), ("dog8", 0): (True, False), ("can", 0): (False, True)}
-    others = (0.5, 0.25, True, 0.1, 0.2, 0.3)
+    others = (0.5, None, 0, 1, True, 0.1, 0.2, 0.3)
     return [
         scores.Row(subject, "glowing", index, *right.get((subject, index), (False, False)), *others)
         for subject in ("dog8", "can")
@@ -28,18 +30,26 @@ def rows() -> list[scores.Row]:
     ]
 
 
-def test_rows_survive_the_disk(tmp_path: Path) -> None:
-    path = tmp_path / "scores.csv"
-    scores.write(path, rows())
-    assert scores.read(path) == rows()
-    assert path.read_text().splitlines()[1] == "dog8,glowing,0,1,0,0.500000,0.250000,1,0.100000,0.200000,0.300000"
+def test_rows_survive_the_disk_and_a_probability_that_is_not_known_stays_so(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        scores.write(tmp_path / f"{name}.parquet", rows())
+    assert scores.read(tmp_path / "a.parquet") == rows()
+    assert {row.style_prob for row in scores.read(tmp_path / "a.parquet")} == {None}
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
-@pytest.mark.parametrize("text", ["", "subject,style\n", "subject,style\ndog8,glowing\n"])
-def test_another_table_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "scores.csv"
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"scores\.csv: "):
+def test_another_table_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    with pytest.raises(UserError, match=r"scores\.parquet: not a table of scores"):
+        scores.read(path)
+    path.write_text("subject,style\ndog8,glowing\n")
+    with pytest.raises(UserError, match=r"scores\.parquet: not a table of scores"):
+        scores.read(path)
+    pq.write_table(pa.table({"subject": ["dog8"]}), path)
+    with pytest.raises(UserError, match="other columns: subject"):
+        scores.read(path)
+    scores.write(path, [])
+    with pytest.raises(UserError, match="no scores in it"):
         scores.read(path)
 
 
@@ -51,7 +61,8 @@ def test_figures_are_those_of_mars2() -> None:
     assert found["attempts"] == mars2.attempts(right) == 2.5
     assert (found["subject"], found["style"], found["family"]) == (0.5, 0.5, 1.0)
     assert (found["n_images"], found["n_pairs"]) == (4, 2)
-    assert found["mars2_average_low"] == 0.0 and found["mars2_average_high"] == 0.5
+    assert found["mars2_average_ci_low"] == 0.0 and found["mars2_average_ci_high"] == 0.5
+    assert found["unanswered"] == 4
     assert found == scores.summarise(rows(), seed=0, resamples=200)
 
 

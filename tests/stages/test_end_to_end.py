@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from lorarar.report import scores
+
 ROOT = Path(__file__).parents[2]
 COPIED = [
     ".dvc/config",
@@ -126,9 +128,9 @@ def test_every_output_is_there(finished: Path) -> None:
         figures = json.loads((results / f"metrics/{method}-test.json").read_text())
         assert figures["n_images"] == 2 and figures["n_pairs"] == 1
         assert 0 <= figures["mars2_average"] <= figures["mars2_best"] <= 1
-        assert {"clip_i", "dino", "clip_t", "mars2_average_low", "mars2_average_high"} <= figures.keys()
-        rows = (artifacts / f"score/{method}-test.csv").read_text().splitlines()
-        assert len(rows) == 3
+        assert {"clip_i", "dino", "clip_t", "mars2_average_ci_low", "mars2_average_ci_high"} <= figures.keys()
+        assert figures["provenance"]["models"][0]["judge"].startswith("verification sha256:")
+        assert len(scores.read(artifacts / f"score/{method}-test.parquet")) == 2
     judge = json.loads((results / "judge.json").read_text())
     assert judge["n"] == 20 and 0 <= judge["subject_balanced_accuracy"] <= 1
     assert (results / "plots/hypernet.csv").read_text().startswith("step,loss,content,style,orthogonality\n1,")

@@ -30,19 +30,21 @@ class CachedJudge:
     judge : who is asked.
     folder : where verdicts are kept, of any number of judges. It may be deleted: that only costs the answers again.
     batch_size : questions asked before their verdicts are kept.
+    quiet : show no progress; otherwise it is shown on a terminal, where there is something to ask.
 
     Raises
     ------
     UserError : the folder cannot be made.
     """
 
-    def __init__(self, judge: Judge, folder: Path | str, batch_size: int = 32) -> None:
+    def __init__(self, judge: Judge, folder: Path | str, batch_size: int = 32, quiet: bool = False) -> None:
         self.judge = judge
         self.name = judge.name
         self.identity = judge.identity
         self.prompts = judge.prompts
         self.folder = Path(folder)
         self.batch_size = batch_size
+        self.quiet = quiet
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -60,7 +62,9 @@ class CachedJudge:
                 verdicts[key] = known
             else:
                 new[key] = question
-        with tqdm(total=len(new), desc=self.name, unit="question", disable=None if new else True) as progress:
+        # tqdm's None: shown on a terminal alone.
+        hidden = True if self.quiet or not new else None
+        with tqdm(total=len(new), desc=self.name, unit="question", disable=hidden) as progress:
             for batch in batches(list(new), self.batch_size):
                 for key, verdict in zip(batch, self.judge.answer([new[key] for key in batch]), strict=True):
                     verdicts[key] = verdict
