@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorarar import pictures
 from lorarar.catalog import pair_name
 from lorarar.errors import UserError
-from lorarar.files import sha256, write_json
+from lorarar.files import write_json
 from lorarar.report import scores
 from slurm.store import fingerprint
 from stages import scorers
@@ -52,7 +52,7 @@ def judge_pair(
     from lorarar.scoring.dino import dino
     from lorarar.scoring.mars2 import rate
 
-    by = scorers.load(names)
+    by = scorers.load(names, quiet=True)
     generated = pictures.read_all(images)
     of_subject, of_style = ([pictures.read(path) for path in paths] for paths in references)
     columns = zip(
@@ -117,28 +117,18 @@ def main(context: Context) -> None:
     rows = [row for folder in done.values() for row in scores.read(folder / "scores.parquet")]
     scores.write(context.artifacts / "score" / f"{method}-{split}.parquet", rows)
     figures: dict[str, Any] = scores.summarise(rows, context.seed("score"), context.knobs.score.resamples)
-    figures["provenance"] = _provenance(context, list(done.values()), sorted(shown))
+    models = _models(list(done.values()))
+    figures["provenance"] = scorers.provenance(context, models) | {"references": fingerprint(sorted(shown))[:12]}
     write_json(context.results / "metrics" / f"{method}-{split}.json", figures)
 
 
-def _provenance(context: Context, folders: list[Path], references: list[Path]) -> dict[str, Any]:
-    """What the figures were made by and from; `models` is a list, as `dvc metrics` makes a column of all else."""
+def _models(folders: list[Path]) -> dict[str, Any]:
+    """The models that all pairs were scored by."""
     used = {(folder / "models.json").read_text(encoding="utf-8") for folder in folders}
     if len(used) > 1:
         store = folders[0].parent
         raise UserError(f"{store}: the pairs were scored by different models; delete the folder and run `dvc repro`")
-    models = json.loads(used.pop())
-    return {
-        "models": [
-            {"scores": ["mars2"], "judge": models["judge"]},
-            {"scores": ["clip_i", "clip_t"], **models["clip"]},
-            {"scores": ["dino"], **models["dino"]},
-        ],
-        "references": fingerprint(references)[:12],
-        "prompts": sha256(scorers.PROMPTS)[:12],
-        "seed": context.params.seed,
-        "resamples": context.knobs.score.resamples,
-    }
+    return json.loads(used.pop())
 
 
 if __name__ == "__main__":

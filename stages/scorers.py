@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorarar.files import sha256
 from stages.context import Context
 
 if TYPE_CHECKING:
@@ -36,21 +37,34 @@ def named(context: Context) -> dict[str, Any]:
     return found | {"options": score.judge_options, "verdicts": f".work/{context.base}/verdicts"}
 
 
-def load(names: dict[str, Any]) -> Scorers:
-    """Load what `named` names, once in each process."""
-    return _loaded(json.dumps(names))
+def provenance(context: Context, models: dict[str, Any]) -> dict[str, Any]:
+    """What figures were made by. A list inside, as `dvc metrics` makes a column of everything in an object."""
+    return {
+        "models": [
+            {"scores": ["mars2"], "judge": models["judge"]},
+            {"scores": ["clip_i", "clip_t"], **models["clip"]},
+            {"scores": ["dino"], **models["dino"]},
+        ],
+        "prompts": sha256(PROMPTS)[:12],
+        "seed": context.params.seed,
+        "resamples": context.knobs.score.resamples,
+    }
+
+
+def load(names: dict[str, Any], quiet: bool = False) -> Scorers:
+    """Load what `named` names, once in each process; `quiet` for workers, whose parent shows progress."""
+    return _loaded(json.dumps(names), quiet)
 
 
 @cache
-def _loaded(names: str) -> Scorers:
+def _loaded(names: str, quiet: bool) -> Scorers:
     from lorarar.scoring.judges import JudgePrompts, load_judge
     from lorarar.scoring.judges.cache import CachedJudge
     from lorarar.scoring.own import backbones
 
     given = json.loads(names)
     judge = load_judge(given["judge"], JudgePrompts.load(PROMPTS), **given["options"])
-    # The stage shows its own progress, a line for all workers.
-    asked = CachedJudge(judge, given["verdicts"], quiet=True)
+    asked = CachedJudge(judge, given["verdicts"], quiet=quiet)
     clip, dino = backbones(given["clip"], given["dino"]).values()
     models = {"judge": judge.identity, "clip": clip.describe(), "dino": dino.describe()}
     return Scorers(asked, clip, dino, models)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from lorarar.errors import UserError
 from lorarar.files import atomic
 from lorarar.scoring.images import Image, batches
-from lorarar.scoring.judges import Judge, Question, Verdict
+from lorarar.scoring.judges import Judge, JudgePrompts, Question, Verdict
 
 
 class CachedJudge:
@@ -49,6 +50,12 @@ class CachedJudge:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot keep verdicts there ({error.strerror}); name another folder") from error
+
+    def reworded(self, prompts: JudgePrompts) -> CachedJudge:
+        """The same judge, asked in other words; weights and folder are shared."""
+        other, other.judge = copy(self), copy(self.judge)
+        other.prompts = other.judge.prompts = prompts  # type: ignore[misc]
+        return other
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
         """One verdict per question, in order; if the judge fails midway, what it answered before is kept."""
