@@ -46,6 +46,13 @@ class Row:
     def right(self) -> bool:
         return self.subject_yes and self.style_yes
 
+    @property
+    def soft(self) -> float | None:
+        """Probability that both answers are yes, as if they were independent; None where one is not known."""
+        if self.subject_prob is None or self.style_prob is None:
+            return None
+        return self.subject_prob * self.style_prob
+
 
 ARROW = {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64(), float | None: pa.float64()}
 SCHEMA = pa.schema([(name, ARROW[kind]) for name, kind in get_type_hints(Row).items()])
@@ -92,6 +99,7 @@ def summarise(rows: Sequence[Row], seed: int, resamples: int) -> dict[str, float
     """All figures of one method on one split.
 
     Each mean is followed by `_ci_low` and `_ci_high`, the ends of its 95% interval by resampling whole pairs.
+    `mars2_soft`, the mean of `Row.soft`, is there only where it is known of every image.
 
     Parameters
     ----------
@@ -107,6 +115,9 @@ def summarise(rows: Sequence[Row], seed: int, resamples: int) -> dict[str, float
     }
     for name, column in (SHARES | {name: name for name in MEANS}).items():
         values[name] = [[float(getattr(row, column)) for row in pair] for pair in pairs]
+    soft = [[row.soft for row in pair if row.soft is not None] for pair in pairs]
+    if sum(map(len, soft)) == len(rows):
+        values["mars2_soft"] = soft
     figures: dict[str, float] = {
         "n_images": len(rows),
         "n_pairs": len(pairs),
