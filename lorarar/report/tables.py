@@ -201,7 +201,7 @@ def breakdown_table(
         [_label(method), *(_ends(bootstrap_mean(parts[method][name], seed, resamples)) for name in titles)]
         for method in _ordered(right)
     ]
-    number = len(sizes[next(iter(titles))])
+    number = " or ".join(map(str, sorted({len(values) for values in sizes.values()})))
     notes = [
         f"Share of images that are right in subject and style, with 95% intervals. They resample the {number} pairs of "
         f"each {kind}: so few pairs make them rough, and rather too narrow.",

@@ -14,7 +14,7 @@ from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.report import scores
 from lorarar.scoring.judges.verification import VerificationJudge
-from stages import score
+from stages import score, scorers
 from stages.context import Context
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +95,17 @@ def test_the_judge_is_asked_only_what_is_new(place: Callable[[str], Path], asked
     pictures.write(root / "artifacts/pocket/generate/direct/test/can+glowing/02.png", picture)
     run()
     assert len(asked) == Context.load().catalog.subjects["can"].images + 1
+
+
+def test_models_are_shipped_folders_or_come_from_elsewhere(place: Callable[[str], Path]) -> None:
+    root = place("here")
+    assert scorers.named(Context.load())["judge"] == "data/pocket/judges/critic"
+    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    params["bases"]["pocket"]["score"] |= {"judge": "http://localhost:9/v1", "judge_options": {"model": "critic"}}
+    (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    names = scorers.named(Context.load())
+    assert (names["judge"], names["clip"]) == ("http://localhost:9/v1", "data/pocket/judges/clip")
+    assert names["options"] == {"model": "critic"}
 
 
 def test_a_table_is_of_one_set_of_models(place: Callable[[str], Path]) -> None:
