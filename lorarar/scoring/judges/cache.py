@@ -96,7 +96,8 @@ class CachedJudge:
 
     def _keep(self, key: str, verdict: Verdict) -> None:
         if verdict.yes is not None:
-            with atomic(self._file(key)) as temporary:
+            # Hundreds of small files a minute: waiting for the disk would cost more than a quick judge's answers.
+            with atomic(self._file(key), durable=False) as temporary:
                 temporary.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
 
 
