@@ -233,7 +233,7 @@ def score(
     )
     for name in own.FIGURES:
         if name in figures:
-            ends = f"[{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]"
+            ends = f"[{figures[f'{name}_ci_low']:.3f}, {figures[f'{name}_ci_high']:.3f}]"
             typer.echo(f"{own.FIGURES[name]:10}{figures[name]:.3f} {ends}")
     if figures.get("unanswered"):
         typer.echo(f"{figures['unanswered']} questions were not answered with yes or no, and count as no", err=True)

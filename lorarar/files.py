@@ -14,16 +14,21 @@ from lorarar.errors import UserError
 
 
 @contextmanager
-def atomic(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success fsync it and rename it into place, on failure remove it."""
+def atomic(path: Path | str, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success fsync it and rename it into place, on failure remove it.
+
+    Without `durable` there is no fsync, and a power cut may leave an empty file: for what is checked when it is read
+    and can be made again.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept last, because image and tensor writers choose their format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -44,14 +44,17 @@ def sample(
         pictures.write(folder / f"{index:02}.png", image)
 
 
-def draw(folder: Path, base: str, subject: str, style: str, seeds: list[int]) -> None:
-    """Task: render the truth about one pair and let the VAE encode and decode it."""
+def draw(folder: Path, base: str, subject: str, style: str, seeds: list[int], vae: bool) -> None:
+    """Task: render the truth about one pair, and with `vae` let that encode and decode it."""
     from lorarar.backbone import to_images, to_tensor
     from lorarar.pocket.world import World
 
-    world, model = World.load(), backbone(Path(base))
-    truth = to_tensor([world.truth(subject, style, seed) for seed in seeds])
-    for index, image in enumerate(to_images(model.decode(model.encode_images(truth)))):
+    world = World.load()
+    truth = [world.truth(subject, style, seed) for seed in seeds]
+    if vae:
+        model = backbone(Path(base))
+        truth = to_images(model.decode(model.encode_images(to_tensor(truth))))
+    for index, image in enumerate(truth):
         pictures.write(folder / f"{index:02}.png", image)
 
 
@@ -75,6 +78,7 @@ def main(context: Context) -> None:
                 "subject": subject,
                 "style": style,
                 "seeds": seeds,
+                "vae": entry["vae"],
             }
             tasks[name] = (arguments, [context.data / "world.yaml"])
             continue

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lorarar.files import write_json
-from lorarar.scoring.judges import JudgePrompts, Kind, Question, load_judge
-from lorarar.scoring.statistics import balanced_accuracy
+from lorarar.scoring.clip import Clip
+from lorarar.scoring.dino import Dino
+from lorarar.scoring.examination import examine, similarity_auc, wordings
+from lorarar.scoring.judges import JudgePrompts, Kind
+from stages import scorers
 from stages.context import Context
 from stages.run import run
 
@@ -20,11 +24,10 @@ CODE = [
     "lorarar/pocket/world.py",
     "stages/judge.py",
 ]
-PROMPTS = Path("data/prompts.yaml")
 
 
 def main(context: Context) -> None:
-    """Ask about right and wrong pairs, half of the wrong ones hard, and write results/<base>/judge.json."""
+    """Ask about right and wrong pairs, some of the wrong ones hard, and write results/<base>/judge.json."""
     import torch
 
     from lorarar.pocket.views import RoundTrip
@@ -32,31 +35,38 @@ def main(context: Context) -> None:
     from lorarar.pocket.world import World
 
     torch.set_num_threads(context.workers)
-    number = context.knobs.score.judge_questions
-    judge = load_judge(context.data / "judges" / "critic", JudgePrompts.load(PROMPTS))
+    number, resamples = context.knobs.score.judge_questions, context.knobs.score.resamples
+    by = scorers.load(scorers.named(context))
     seed = context.seed("judge")
     world = [context.data / "world.yaml", Path("data/styles.csv"), Path("data/subjects.csv")]
     store = context.store("judge", CODE, context.data / "base" / "vae", *world)
     shop = Workshop(
         world=World.load(),
-        prompts=PROMPTS,
+        prompts=scorers.PROMPTS,
         degrade=RoundTrip(context.data / "base" / "vae"),
         # The renderings depend on more than the workshop names them by.
         work=store.root / store.key({"seed": seed}, []),
         seed=seed,
     )
-    figures: dict[str, float | str] = {"judge": judge.name, "n": number}
-    kinds: tuple[Kind, ...] = ("subject", "style")
-    for kind in kinds:
+    figures: dict[str, Any] = {
+        "judge": by.judge.name,
+        "n": number,
+        # A judge that reads no prompt has no wording whose doing its answers could be.
+        "reads_prompts": by.judge.prompts is not None,
+        "provenance": scorers.provenance(context, by.models),
+    }
+    variants = JudgePrompts.variants(scorers.PROMPTS)
+    similarities: tuple[tuple[Kind, str, Clip | Dino], ...] = (
+        ("subject", "dino", by.dino),
+        ("style", "clip_i", by.clip),
+    )
+    for kind, name, model in similarities:
         pairs = shop.bank_pairs(kind, number)
-        questions = [Question(kind, a, b) for a, b in zip(pairs["reference"], pairs["test"], strict=True)]
-        answers = [verdict.yes for verdict in judge.answer(questions)]
-        accuracy = balanced_accuracy(pairs["label"].tolist(), answers)
-        figures |= {
-            f"{kind}_balanced_accuracy": round(accuracy.balanced, 6),
-            f"{kind}_false_yes": round(accuracy.false_yes, 6),
-            f"{kind}_false_no": round(accuracy.false_no, 6),
-        }
+        found: dict[str, Any] = examine(by.judge, kind, pairs, seed, resamples)
+        found |= {f"{name}_{key}": value for key, value in similarity_auc(model, pairs, seed, resamples).items()}
+        if by.judge.prompts:
+            found["wordings"] = wordings(by.judge, kind, pairs, variants)
+        figures |= {f"{kind}_{key}": value for key, value in found.items()}
     write_json(context.results / "judge.json", figures)
 
 

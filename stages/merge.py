@@ -36,17 +36,22 @@ def main(context: Context) -> None:
 
 
 def _plan(context: Context, name: str, pair: Pair) -> dict[str, Any]:
-    """What stage generate does for a pair: the prompt (None: nothing is sampled), and whether an adapter."""
+    """What stage generate does for a pair; where the prompt is None, nothing is sampled."""
     if name in METHODS:
         schedule = METHODS[name].schedule
-        return {"prompt": context.catalog.pair_prompt(*pair), "adapter": True, "schedule": schedule}
+        return {"prompt": context.catalog.pair_prompt(*pair), "adapter": True, "schedule": schedule, "vae": True}
     control = CONTROLS[name]
     prompts = {
         "pair": context.catalog.pair_prompt(*pair),
         "class": context.catalog.class_prompt(*pair),
         None: None,
     }
-    return {"prompt": prompts[control.prompt], "adapter": control.adapter is not None, "schedule": False}
+    return {
+        "prompt": prompts[control.prompt],
+        "adapter": control.adapter is not None,
+        "schedule": False,
+        "vae": control.vae,
+    }
 
 
 def _adapter(context: Context, name: str, pair: Pair) -> Adapter | Schedule | None:

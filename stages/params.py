@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,10 +24,17 @@ from lorarar.controls import CONTROLS
 from lorarar.errors import UserError
 from lorarar.merge.registry import METHODS
 from lorarar.objective import Fidelity, Orthogonality
+from lorarar.scoring.judges import HUB_ID
 
 EvaluatedSplit = Literal["val", "test"]
 Judge = Literal["recogniser", "verification-subject", "verification-style", "clip", "dino"]
 Key = tuple[Any, ...]
+ELSEWHERE = {
+    "judge": ("an address or a name on the hub", re.compile(rf"https?://.+|{HUB_ID.pattern}")),
+    "clip": ("NAME:TAG of open_clip", re.compile(r"[\w.-]+:[\w.-]+")),
+    "dino": ("a name on the hub", HUB_ID),
+}
+"""How a model that is not shipped is named, in words and as a pattern."""
 
 
 def _all(value: Any) -> Any:
@@ -104,8 +112,12 @@ class Generate(Section):
 
 
 class Score(Section):
-    """Statistics of scores, and how closely the judge is examined."""
+    """Models that score, statistics of scores, and how closely the judge is examined."""
 
+    judge: str
+    judge_options: dict[str, Any]
+    clip: str
+    dino: str
     resamples: PositiveInt
     judge_questions: int = Field(ge=10)
 
@@ -207,6 +219,11 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
                 if option not in METHODS[method].options:
                     yield (*key, "merge", method, option), _unknown("option", option, METHODS[method].options)
         yield from _names((*key, "hypernet", "guided"), "projection", base.hypernet.guided, None)
+        for kind, (form, pattern) in ELSEWHERE.items():
+            model, shipped = getattr(base.score, kind), Path("data") / name / "judges"
+            if not pattern.fullmatch(model) and not (model and (shipped / model).is_dir()):
+                known = sorted(path.name for path in shipped.iterdir())
+                yield (*key, "score", kind), f"{_unknown(kind, model, known)}, or give {form}"
 
     bank = params.chosen.bank
     if not catalog.pairs("train", bank.subjects, bank.styles):

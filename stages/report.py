@@ -17,7 +17,7 @@ from lorarar.catalog import Pair, Split, pair_name
 from lorarar.errors import UserError
 from lorarar.files import atomic
 from lorarar.report import figures, tables
-from lorarar.report.scores import MEANS
+from lorarar.report.scores import MEANS, by_pair, read
 from stages.context import Context, collect
 from stages.run import run
 
@@ -40,25 +40,32 @@ def main(context: Context) -> None:
         mars2, similarity = (
             paper[name] if split == "test" else {} for name in ("table_1_mars2", "table_a2_standard_metrics")
         )
-        _write(
-            hidden / f"tables/mars2-{split}.md",
-            tables.mars2_table(by_method, mars2, split, judge, provenance),
-        )
-        _write(
-            hidden / f"tables/similarity-{split}.md",
-            tables.similarity_table(by_method, similarity, split, provenance),
-        )
-        figures.chart(hidden / f"figures/mars2-{split}.png", by_method, f"MARS² on {context.base}, split {split}")
+        right = {name: _right(context.artifacts / "score" / f"{name}-{split}.parquet") for name in evaluate.methods}
         pairs = context.pairs(split)
+        subjects, styles = ({member.name: member.title for member in members} for members in zip(*pairs, strict=True))
+        resampling = (context.seed("score"), context.knobs.score.resamples)
+        made = {
+            "mars2": tables.mars2_table(by_method, mars2, split, judge, provenance),
+            "similarity": tables.similarity_table(by_method, similarity, split, judge, provenance),
+            "differences": tables.differences_table(right, by_method, split, *resampling, provenance),
+            "mars2-by-subject": tables.breakdown_table(right, "subject", subjects, split, *resampling, provenance),
+            "mars2-by-style": tables.breakdown_table(right, "style", styles, split, *resampling, provenance),
+        }
+        for name, text in made.items():
+            _write(hidden / f"tables/{name}-{split}.md", text)
+        figures.chart(hidden / f"figures/mars2-{split}.png", by_method, f"MARS² on {context.base}, split {split}")
         _grid(context, hidden / f"figures/grid-{split}.webp", split, pairs)
         # One pair for each subject, each with another style: small enough for a first look.
-        styles = list({style.name: style for _, style in pairs})
-        subjects = list({subject.name: subject for subject, _ in pairs})
-        few = [pair for pair in pairs if subjects.index(pair[0].name) % len(styles) == styles.index(pair[1].name)]
+        rows, columns = list(subjects), list(styles)
+        few = [pair for pair in pairs if rows.index(pair[0].name) % len(columns) == columns.index(pair[1].name)]
         _grid(context, hidden / f"figures/overview-{split}.webp", split, few)
     for kind in ("tables", "figures"):
         collect(context.results / kind, {path.name: path for path in sorted((hidden / kind).iterdir())})
     _plot(context.results / "plots" / "methods.csv", metrics)
+
+
+def _right(path: Path) -> tables.Right:
+    return {pair: [row.right for row in rows] for pair, rows in by_pair(read(path)).items()}
 
 
 def _grid(context: Context, path: Path, split: Split, pairs: list[Pair]) -> None:

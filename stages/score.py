@@ -2,66 +2,65 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorarar import pictures
 from lorarar.catalog import pair_name
 from lorarar.errors import UserError
 from lorarar.files import write_json
 from lorarar.report import scores
+from slurm.store import fingerprint
+from stages import scorers
 from stages.context import Context, present
 from stages.run import run
+
+if TYPE_CHECKING:
+    from lorarar.pocket.recogniser import Recogniser
 
 CODE = [
     "lorarar/pocket/recogniser.py",
     "lorarar/report/scores.py",
     "lorarar/scoring",
     "stages/score.py",
+    "stages/scorers.py",
 ]
-PROMPTS = Path("data/prompts.yaml")
 
 
 @cache
-def models(judges: Path) -> tuple[Any, ...]:
-    """All that scores, loaded once in each process: CLIP, DINO, the judge, the recogniser of families."""
+def recogniser(folder: Path) -> Recogniser:
+    """The recogniser of families, loaded once in each process."""
     from lorarar.pocket.recogniser import Recogniser
-    from lorarar.scoring.clip import Clip
-    from lorarar.scoring.dino import Dino
-    from lorarar.scoring.judges import JudgePrompts, load_judge
 
-    return (
-        Clip.load(judges / "clip"),
-        Dino.load(judges / "dino"),
-        load_judge(judges / "critic", JudgePrompts.load(PROMPTS)),
-        Recogniser.load(judges / "recogniser"),
-    )
+    return Recogniser.load(folder)
 
 
 def judge_pair(
     folder: Path,
-    judges: str,
+    names: dict[str, Any],
+    families: str,
     images: str,
     pair: list[str],
     references: list[list[str]],
     words: str,
     prompt: str,
 ) -> None:
-    """Task: score the images of one pair; `references` show its subject and its style."""
+    """Task: score the images of one pair by the models of these names; `references` show its subject and its style."""
     from lorarar.scoring.clip import clip_i, clip_t
     from lorarar.scoring.dino import dino
     from lorarar.scoring.mars2 import rate
 
-    clip, vit, judge, recogniser = models(Path(judges))
+    by = scorers.load(names, quiet=True)
     generated = pictures.read_all(images)
     of_subject, of_style = ([pictures.read(path) for path in paths] for paths in references)
     columns = zip(
-        rate(judge, generated, of_subject, of_style, words),
-        recogniser.recognise(generated),
-        clip_i(clip, generated, of_style).tolist(),
-        dino(vit, generated, of_subject).tolist(),
-        clip_t(clip, generated, prompt).tolist(),
+        rate(by.judge, generated, of_subject, of_style, words),
+        recogniser(Path(families)).recognise(generated),
+        clip_i(by.clip, generated, of_style).tolist(),
+        dino(by.dino, generated, of_subject).tolist(),
+        clip_t(by.clip, generated, prompt).tolist(),
         strict=True,
     )
     rows = [
@@ -71,8 +70,10 @@ def judge_pair(
             index=index,
             subject_yes=rating.subject.yes,
             style_yes=rating.style.yes,
-            subject_prob=rating.subject.probability or 0.0,
-            style_prob=rating.style.probability or 0.0,
+            subject_prob=rating.subject.probability,
+            style_prob=rating.style.probability,
+            subject_unanswered=rating.subject.unanswered,
+            style_unanswered=rating.style.unanswered,
             family_yes=recognition.family == words,
             clip_i=to_style,
             dino=to_subject,
@@ -80,7 +81,8 @@ def judge_pair(
         )
         for index, (rating, recognition, to_style, to_subject, to_prompt) in enumerate(columns)
     ]
-    scores.write(folder / "scores.csv", rows)
+    scores.write(folder / "scores.parquet", rows)
+    write_json(folder / "models.json", by.models)
 
 
 def main(context: Context) -> None:
@@ -88,7 +90,9 @@ def main(context: Context) -> None:
     method, split = context.arguments
     generated = present(context.artifacts / "generate" / method / split)
     judges = context.data / "judges"
+    names = scorers.named(context)
     tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
+    shown: set[Path] = set()
     for folder in sorted(path for path in generated.iterdir() if path.is_dir()):
         try:
             of_subject, of_style = folder.name.split("+")
@@ -97,7 +101,8 @@ def main(context: Context) -> None:
             raise UserError(f"{folder}: not the name of a pair; delete the folder and run `dvc repro`") from None
         references = [context.pictures(subject), context.pictures(style)]
         arguments = {
-            "judges": str(judges),
+            "names": names,
+            "families": str(judges / "recogniser"),
             "images": str(folder),
             "pair": [subject.name, style.name],
             "references": [[str(path) for path in paths] for paths in references],
@@ -106,12 +111,24 @@ def main(context: Context) -> None:
             "prompt": context.catalog.class_prompt(subject, style),
         }
         tasks[pair_name(subject, style)] = (arguments, [folder, *references[0], *references[1]])
-    store = context.store("score", CODE, judges, PROMPTS)
+        shown.update(*references)
+    store = context.store("score", CODE, judges, scorers.PROMPTS)
     done = context.fan_out(store, judge_pair, tasks, f"score {method} {split}")
-    rows = [row for folder in done.values() for row in scores.read(folder / "scores.csv")]
-    scores.write(context.artifacts / "score" / f"{method}-{split}.csv", rows)
-    figures = scores.summarise(rows, context.seed("score"), context.knobs.score.resamples)
+    rows = [row for folder in done.values() for row in scores.read(folder / "scores.parquet")]
+    scores.write(context.artifacts / "score" / f"{method}-{split}.parquet", rows)
+    figures: dict[str, Any] = scores.summarise(rows, context.seed("score"), context.knobs.score.resamples)
+    models = _models(list(done.values()))
+    figures["provenance"] = scorers.provenance(context, models) | {"references": fingerprint(sorted(shown))[:12]}
     write_json(context.results / "metrics" / f"{method}-{split}.json", figures)
+
+
+def _models(folders: list[Path]) -> dict[str, Any]:
+    """The models that all pairs were scored by."""
+    used = {(folder / "models.json").read_text(encoding="utf-8") for folder in folders}
+    if len(used) > 1:
+        store = folders[0].parent
+        raise UserError(f"{store}: the pairs were scored by different models; delete the folder and run `dvc repro`")
+    return json.loads(used.pop())
 
 
 if __name__ == "__main__":

@@ -64,10 +64,7 @@ def count(recogniser: Recogniser, shown: Sequence[tuple[Check, Sequence[np.ndarr
                 answers[f"{check.group}.{head}"].append(getattr(recognition, head) == right)
     figures: dict[str, float] = {}
     for name, found in answers.items():
-        interval = wilson(sum(found), len(found))
-        figures[name] = round(sum(found) / len(found), 6)
-        figures |= {f"{name}_low": round(interval.low, 6), f"{name}_high": round(interval.high, 6)}
-        figures[f"{name}_n"] = len(found)
+        figures |= wilson(sum(found), len(found)).named(name) | {f"{name}_n": len(found)}
     return figures
 
 

@@ -76,18 +76,22 @@ class Workshop:
 
     def bank_pairs(self, kind: Kind, count: int) -> Columns:
         """Pairs of the bank's own subjects and styles, which no judge has been trained on: for validation
-        alone.
+        alone. Columns are reference, test, label, hard, and the words of the reference's style for the prompt.
 
-        Half are right. Half of the wrong ones are hard: a subject of the same class, a style of the same
-        family.
+        Half are right. Of the wrong ones half are meant to be hard, a subject of the same class or a style of the same
+        family; `hard` says which are.
         """
 
         def make(rng: np.random.Generator) -> Columns:
-            drawn = [self._bank_pair(kind, rng) for _ in range(SHARD)]
+            references, tests, labels, hard, words = zip(
+                *(self._bank_pair(kind, rng) for _ in range(SHARD)), strict=True
+            )
             return {
-                "reference": np.stack([reference for reference, _, _ in drawn]),
-                "test": self.degrade(np.stack([test for _, test, _ in drawn]), rng),
-                "label": np.array([label for _, _, label in drawn]),
+                "reference": np.stack(references),
+                "test": self.degrade(np.stack(tests), rng),
+                "label": np.array(labels),
+                "hard": np.array(hard),
+                "words": np.array(words),
             }
 
         return self._shards(f"{kind}-bank", make, count, self.seed)
@@ -130,21 +134,22 @@ class Workshop:
         palette = world.palette(rng, subject.art, original=0.3)  # its shape in colours that are not its own
         return render(subject.art, palette, look, at, rng), _labels(family=look.family)
 
-    def _bank_pair(self, kind: Kind, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, bool]:
+    def _bank_pair(self, kind: Kind, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, bool, bool, str]:
         subjects, styles = self.world.catalog.subjects, self.world.styles
         subject, style = str(rng.choice(list(subjects))), str(rng.choice(list(styles)))
         label, hard, seed = bool(rng.random() < 0.5), bool(rng.random() < 0.5), int(rng.integers(2**31))
+        near, words = False, self.world.catalog.styles[style].words
         if kind == "subject":
             reference = self.world.picture(subject, int(rng.integers(subjects[subject].images)))
             if not label:
                 kinds = {name: entry.class_name for name, entry in subjects.items()}
-                subject = _another(rng, subject, kinds, hard)
+                subject, near = _another(rng, subject, kinds, hard)
         else:
             reference = self.world.style_picture(style)
             if not label:
                 families = {name: entry.look.family for name, entry in styles.items()}
-                style = _another(rng, style, families, hard)
-        return reference, self.world.truth(subject, style, seed), label
+                style, near = _another(rng, style, families, hard)
+        return reference, self.world.truth(subject, style, seed), label, near, words
 
     def _shards(self, name: str, make: Callable[[np.random.Generator], Columns], count: int, seed: int) -> Columns:
         folder = self.work / f"{name}-{self.degrade.key}"
@@ -156,8 +161,9 @@ def _labels(family: str, noun: str = UNKNOWN, subject: str = OTHER, style: str =
     return {"noun": noun, "family": family, "subject": subject, "style": style}
 
 
-def _another(rng: np.random.Generator, name: str, group: dict[str, str], hard: bool) -> str:
-    """Another name of the table, of the same group where a hard one is wanted and there is one."""
+def _another(rng: np.random.Generator, name: str, group: dict[str, str], hard: bool) -> tuple[str, bool]:
+    """Another name of the table, of the same group where a hard one is wanted and there is one; whether it is of it."""
     others = [other for other in group if other != name]
     near = [other for other in others if group[other] == group[name]]
-    return str(rng.choice(near if hard and near else others))
+    chosen = str(rng.choice(near if hard and near else others))
+    return chosen, chosen in near

@@ -52,8 +52,8 @@ def chart(path: Path, metrics: Mapping[str, Figures], heading: str) -> None:
     axes = figure.add_subplot()
     for offset, name, label in ((-0.2, "mars2_average", "average"), (0.2, "mars2_best", "best")):
         means = np.array([metrics[method][name] for method in methods])
-        low = np.array([metrics[method][f"{name}_low"] for method in methods])
-        high = np.array([metrics[method][f"{name}_high"] for method in methods])
+        low = np.array([metrics[method][f"{name}_ci_low"] for method in methods])
+        high = np.array([metrics[method][f"{name}_ci_high"] for method in methods])
         error = np.clip([means - low, high - means], 0, None)
         axes.barh(np.arange(len(methods)) + offset, means, 0.36, xerr=error, capsize=3, label=label)
     pairs = {f"{figures['n_images']:.0f} images of {figures['n_pairs']:.0f} pairs" for figures in metrics.values()}

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 from lorarar.controls import CONTROLS
 from lorarar.merge.registry import METHODS
+from lorarar.scoring.judges import Kind
+from lorarar.scoring.statistics import Interval, bootstrap_mean, paired_difference, rank_agreement
 
 Figures = Mapping[str, float]
+Right = Mapping[tuple[str, str], Sequence[bool]]
+"""(subject, style) -> whether each image of the pair is right."""
+COLUMNS = {
+    "subject": "share that is right in the subject",
+    "style": "share that is right in the style",
+    "family": "share in the style's family, whichever instance",
+    "attempts": "mean number of images drawn until the first right one, one more than there are where none is right",
+    "unanswered": "answers that were neither yes nor no, which count as no",
+}
+"""Columns of the MARS² table in words."""
 PAPER_NAMES = {"direct": "direct_merge"}
 """Methods that data/paper_results.yaml calls otherwise."""
 
@@ -44,16 +57,20 @@ def mars2_table(
     judge: Figures,
     provenance: Provenance,
 ) -> str:
-    """MARS² of every method between floors and ceiling, with the paper's Table 1 beside it.
+    """MARS² of every method between floors and ceilings, with the paper's Table 1 beside it.
 
     Parameters
     ----------
     metrics : method -> what `scores.summarise` gives, in the order of the rows.
     paper : name in the paper -> average and best.
-    judge : balanced accuracies of the judge.
+    judge : how far the judge can be trusted, as results/<base>/judge.json says.
     """
+    # What says nothing new is not shown: families where they are as right as styles, and no unanswered questions.
+    family = ["family"] * any(figures["family"] != figures["style"] for figures in metrics.values())
+    unanswered = ["unanswered"] * any(figures["unanswered"] for figures in metrics.values())
+    shares = ["subject", "style", *family, "attempts"]
     header = [
-        "", "MARS² average [95%]", "MARS² best [95%]", "subject", "style", "family", "attempts",
+        "", "MARS² average [95%]", "MARS² best [95%]", *shares, *unanswered,
         "images", "pairs", "paper: average", "paper: best",
     ]  # fmt: skip
     rows = []
@@ -62,18 +79,18 @@ def mars2_table(
         published = paper.get(PAPER_NAMES.get(method, method), {})
         rows.append([
             _label(method), _interval(figures, "mars2_average"), _interval(figures, "mars2_best"),
-            *(f"{figures[name]:.2f}" for name in ("subject", "style", "family", "attempts")),
-            f"{figures['n_images']:.0f}", f"{figures['n_pairs']:.0f}",
+            *(f"{figures[name]:.2f}" for name in shares),
+            *(f"{figures[name]:.0f}" for name in (*unanswered, "n_images", "n_pairs")),
             *(f"{published[name]:.2f}" if name in published else "" for name in ("average", "best")),
         ])  # fmt: skip
+    explained = "; ".join(f"{name}: {COLUMNS[name]}" for name in (*shares, *unanswered))
     notes = [
-        "MARS² average: share of images that are right in subject and style; best: share of pairs with at "
-        "least one such image; subject, style: shares right in one; family: share in the style's family, "
-        "whichever instance; attempts: mean number of images drawn until the first right one, one more than "
-        "there are where none is right. Intervals resample whole pairs.",
+        "MARS² average: share of images that are right in subject and style; best: share of pairs with at least one "
+        f"such image; {explained}. Intervals resample whole pairs.",
         "The judge's balanced accuracy on renderings whose answer is known "
-        f"(n = {judge['n']:.0f} each): subject {judge['subject_balanced_accuracy']:.3f}, "
-        f"style {judge['style_balanced_accuracy']:.3f}.",
+        f"(n = {judge['n']:.0f} each): subject {_interval(judge, 'subject_balanced_accuracy', 3)}, "
+        f"style {_interval(judge, 'style_balanced_accuracy', 3)}. It knows wrong ones that look alike, another subject "
+        f"of the class or another style of the family: {_hard(judge, 'subject')}, {_hard(judge, 'style')}.",
         "The paper's figures (Table 1, SDXL, LLaVA-Critic 7B) are from another world with another judge: "
         "compare the ranking, not the values.",
         str(provenance),
@@ -81,9 +98,14 @@ def mars2_table(
     return _document(f"MARS² on the split {split}", header, rows, notes)
 
 
-def similarity_table(metrics: Mapping[str, Figures], paper: Mapping[str, Mapping[str, float]], split: str,
-                     provenance: Provenance) -> str:  # fmt: skip
-    """CLIP-I, DINO and CLIP-T of every method, with the paper's Table A2 beside them."""
+def similarity_table(
+    metrics: Mapping[str, Figures],
+    paper: Mapping[str, Mapping[str, float]],
+    split: str,
+    judge: Figures,
+    provenance: Provenance,
+) -> str:
+    """CLIP-I, DINO and CLIP-T of every method, with the paper's Table A2 beside them; arguments as in `mars2_table`."""
     names = ("clip_i", "dino", "clip_t")
     shown = ("CLIP-I", "DINO", "CLIP-T")
     header = [
@@ -105,14 +127,110 @@ def similarity_table(metrics: Mapping[str, Figures], paper: Mapping[str, Mapping
     notes = [
         "CLIP-I: mean cosine similarity to the style's picture; DINO: to the subject's pictures; CLIP-T: to "
         "the prompt without the rare token. CLIP-I and DINO reward copying a reference.",
+        "How well they tell right from wrong renderings (area under the ROC curve, 0.5 by chance, "
+        f"n = {judge['n']:.0f} each): subjects by DINO {_auc(judge, 'subject', 'dino')}; "
+        f"styles by CLIP-I {_auc(judge, 'style', 'clip_i')}.",
         "The paper's figures are from another world with other models: compare the ranking, not the values.",
         str(provenance),
     ]
     return _document(f"Standard metrics on the split {split}", header, rows, notes)
 
 
-def _ordered(metrics: Mapping[str, Figures]) -> list[str]:
-    """Floors first, then the methods, then the ceiling."""
+def differences_table(
+    right: Mapping[str, Right],
+    metrics: Mapping[str, Figures],
+    split: str,
+    seed: int,
+    resamples: int,
+    provenance: Provenance,
+) -> str:
+    """MARS² average of each merging method less that of the best floor and of the methods above it in the table.
+
+    Parameters
+    ----------
+    right : method -> what the judge found, for the same pairs.
+    metrics : as in `mars2_table`.
+    seed, resamples : of the intervals.
+    """
+    methods = [name for name in right if name in METHODS]
+    floors = [name for name in right if name in CONTROLS and CONTROLS[name].bound == "floor"]
+    best = [max(floors, key=lambda name: metrics[name]["mars2_average"])] if floors else []
+    against = [*best, *methods[:-1]]
+    rows = [
+        [title(row), *(_difference(right[row], right[name], seed, resamples) for name in against[: len(best) + place])]
+        for place, row in enumerate(methods)
+    ]
+    n = metrics[methods[0]] if methods else {"n_images": 0, "n_pairs": 0}
+    notes = [
+        f"Row less column, on the same {n['n_pairs']:.0f} pairs ({n['n_images']:.0f} images of each method). Intervals "
+        "resample whole pairs, the same ones for both, so that what makes a pair hard cancels; **bold** where 0 lies "
+        "outside. Each holds for itself: among twenty comparisons of equal methods, one is expected to be bold.",
+        *_agreement({name: metrics[name] for name in methods}),
+        str(provenance),
+    ]
+    header = ["", *(f"less {_label(name)}" for name in against)]
+    return _document(f"Differences of MARS² average on the split {split}", header, rows, notes)
+
+
+def breakdown_table(
+    right: Mapping[str, Right],
+    kind: Kind,
+    titles: Mapping[str, str],
+    split: str,
+    seed: int,
+    resamples: int,
+    provenance: Provenance,
+) -> str:
+    """MARS² average of every method for each subject or each style apart, as in the paper's Figure A7.
+
+    Parameters
+    ----------
+    right : method -> what the judge found.
+    kind : whose columns.
+    titles : name of a subject or style -> what the table calls it; the order of the columns.
+    seed, resamples : of the intervals.
+    """
+    place = ("subject", "style").index(kind)
+    parts = {
+        method: {name: [values for pair, values in found.items() if pair[place] == name] for name in titles}
+        for method, found in right.items()
+    }
+    sizes = next(iter(parts.values()))
+    header = ["", *(f"{titles[name]} (n = {sum(map(len, sizes[name]))})" for name in titles)]
+    rows = [
+        [_label(method), *(_ends(bootstrap_mean(parts[method][name], seed, resamples)) for name in titles)]
+        for method in _ordered(right)
+    ]
+    number = " or ".join(map(str, sorted({len(values) for values in sizes.values()})))
+    notes = [
+        f"Share of images that are right in subject and style, with 95% intervals. They resample the {number} pairs of "
+        f"each {kind}: so few pairs make them rough, and rather too narrow.",
+        str(provenance),
+    ]
+    return _document(f"MARS² average by {kind} on the split {split}", header, rows, notes)
+
+
+def _difference(first: Right, second: Right, seed: int, resamples: int) -> str:
+    found = paired_difference(list(first.values()), [second[pair] for pair in first], seed, resamples)
+    text = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    return text if found.low <= 0 <= found.high else f"**{text}**"
+
+
+def _agreement(metrics: Mapping[str, Figures]) -> list[str]:
+    """Kendall's tau between the rankings of the methods by several scores, in a sentence."""
+    if len(metrics) < 3:
+        return []
+    scores = {"MARS² average": {name: figures["mars2_average"] for name, figures in metrics.items()}}
+    if all("mars2_soft" in figures for figures in metrics.values()):
+        scores["its soft form"] = {name: figures["mars2_soft"] for name, figures in metrics.items()}
+    scores["CLIP-I x DINO"] = {name: figures["clip_i"] * figures["dino"] for name, figures in metrics.items()}
+    taus = [f"{a} and {b} {tau:.2f}" for (a, b), tau in rank_agreement(scores).items() if not isnan(tau)]
+    agreed = f"How far scores agree on the ranking of these {len(metrics)} methods (Kendall's tau, 1 if wholly): "
+    return [f"{agreed}{', '.join(taus)}."] if taus else []
+
+
+def _ordered(metrics: Mapping[str, Any]) -> list[str]:
+    """Floors first, then the methods, then the ceilings."""
     order = {"floor": 0, "ceiling": 2}
     return sorted(metrics, key=lambda name: order[CONTROLS[name].bound] if name in CONTROLS else 1)
 
@@ -121,12 +239,28 @@ def _label(method: str) -> str:
     return f"{title(method)} ({CONTROLS[method].bound})" if method in CONTROLS else title(method)
 
 
+def _hard(judge: Figures, kind: Kind) -> str:
+    """Share of hard wrong pairs that the judge knows, and their number."""
+    number = judge[f"{kind}_n_hard"]
+    return f"{kind} {_interval(judge, f'{kind}_hard_accuracy', 3) if number else '-'} (n = {number:.0f})"
+
+
+def _auc(judge: Figures, kind: Kind, score: str) -> str:
+    own = f", the judge's own probability {_interval(judge, f'{kind}_auc', 3)}" if f"{kind}_auc" in judge else ""
+    return f"{_interval(judge, f'{kind}_{score}_auc', 3)}{own}"
+
+
 def _interval(figures: Figures, name: str, digits: int = 2) -> str:
-    mean, low, high = (figures[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return _ends(Interval(figures[name], figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]), digits)
+
+
+def _ends(found: Interval, digits: int = 2) -> str:
+    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def _document(heading: str, header: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = "\n".join(
+        f"| {' | '.join([*line, *[''] * (len(header) - len(line))])} |"
+        for line in [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    )
     return "\n\n".join([f"# {heading}", table, *notes]) + "\n"

@@ -106,7 +106,7 @@ def score(
             _check_sizes(asked, pictures)
         asked = CachedJudge(asked, cache or verdicts())
         models["judge"] = asked.identity
-    scorers = _backbones(clip, dino, device, download)
+    scorers = backbones(clip, dino, device, download)
     models |= {name: scorer.describe() for name, scorer in scorers.items()}
 
     tests, subjects, styles = (list(pictures.values()) for pictures in (given, of_subject, of_style))
@@ -142,14 +142,13 @@ def score(
 
 
 def summarise(columns: Mapping[str, list[Any]]) -> dict[str, float]:
-    """Mean of each score, followed by `_low` and `_high`: Wilson's interval for shares, else by resampling pictures."""
+    """Mean of each score and the ends of its interval: Wilson's for shares, else by resampling pictures."""
     figures: dict[str, float] = {}
     for name in (name for name in FIGURES if name in columns):
         values = columns[name]
         share = name in SHARES
         interval = wilson(sum(values), len(values)) if share else bootstrap_mean([[value] for value in values], SEED)
-        mean, low, high = interval
-        figures |= {name: round(mean, 6), f"{name}_low": round(low, 6), f"{name}_high": round(high, 6)}
+        figures |= interval.named(name)
     if "unanswered" in columns:
         figures["unanswered"] = sum(columns["unanswered"])
     return figures
@@ -185,6 +184,20 @@ def read_pictures(path: Path) -> dict[str, Image]:
     return pictures
 
 
+def backbones(clip: str | None, dino: str | None, device: str = "cpu", download: bool = False) -> dict[str, Any]:
+    """The CLIP and DINO models that are named, as `score` takes their names, under "clip" and "dino"."""
+    from lorarar.scoring.clip import Clip
+    from lorarar.scoring.dino import Dino
+
+    models: dict[str, Any] = {}
+    if clip:
+        name, _, tag = (clip, "", "") if Path(clip).exists() else clip.partition(":")
+        models["clip"] = Clip.load(name, tag or None, device, download=download)
+    if dino:
+        models["dino"] = Dino.load(dino, device, download=download)
+    return models
+
+
 def _judge(where: str, prompts: JudgePrompts, device: str, options: dict[str, Any], download: bool) -> Judge:
     if download and not where.startswith("http") and not Path(where).exists():
         options["download"] = True
@@ -200,19 +213,6 @@ def _check_sizes(judge: Judge, pictures: Mapping[str, Image]) -> None:
             if picture.shape[:2] != (judge.size, judge.size):
                 size = f"{judge.size} x {judge.size}"
                 raise UserError(f"{name}: the verification judge knows the miniature world's {size} pictures only")
-
-
-def _backbones(clip: str | None, dino: str | None, device: str, download: bool) -> dict[str, Any]:
-    from lorarar.scoring.clip import Clip
-    from lorarar.scoring.dino import Dino
-
-    models: dict[str, Any] = {}
-    if clip:
-        name, _, tag = (clip, "", "") if Path(clip).exists() else clip.partition(":")
-        models["clip"] = Clip.load(name, tag or None, device, download=download)
-    if dino:
-        models["dino"] = Dino.load(dino, device, download=download)
-    return models
 
 
 def _text(value: Any) -> Any:

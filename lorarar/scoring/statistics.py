@@ -19,6 +19,14 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def named(self, name: str) -> dict[str, float]:
+        """The estimate under `name` and its ends under `<name>_ci_low` and `<name>_ci_high`, with six decimals."""
+        return {
+            name: round(self.mean, 6),
+            f"{name}_ci_low": round(self.low, 6),
+            f"{name}_ci_high": round(self.high, 6),
+        }
+
 
 ByPair = Sequence[Sequence[float]] | Sequence[npt.NDArray]
 """One sequence of values (one per image, or a single one) for every subject-style pair."""

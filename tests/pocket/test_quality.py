@@ -48,7 +48,7 @@ def test_shares_are_counted_by_group_and_head():
     figures = quality.count(recogniser, shown)
     assert figures["styled.noun"] == figures["styled.family"] == pytest.approx(2 / 3, abs=1e-6)
     assert figures["styled.noun_n"] == 3
-    assert 0 < figures["styled.noun_low"] < 2 / 3 < figures["styled.noun_high"] < 1
+    assert 0 < figures["styled.noun_ci_low"] < 2 / 3 < figures["styled.noun_ci_high"] < 1
 
 
 def test_a_pair_counts_subject_and_style_of_the_same_image():

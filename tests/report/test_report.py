@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -12,15 +15,26 @@ from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.report import figures, scores, tables
 from lorarar.scoring import mars2
+from lorarar.scoring.statistics import Interval, paired_difference
 
 PROVENANCE = tables.Provenance("pocket", 0, "1a", "2b", "3c", "verification")
-JUDGE = {"n": 100, "subject_balanced_accuracy": 0.95, "style_balanced_accuracy": 0.9}
+JUDGE = {
+    "n": 100,
+    **Interval(0.95, 0.94, 0.96).named("subject_balanced_accuracy"),
+    **Interval(0.9, 0.8, 1.0).named("style_balanced_accuracy"),
+    **Interval(0.7, 0.5, 0.8).named("subject_hard_accuracy"),
+    **Interval(0.8, 0.75, 0.85).named("subject_dino_auc"),
+    **Interval(0.6, 0.55, 0.65).named("style_clip_i_auc"),
+    **Interval(0.99, 0.98, 1.0).named("style_auc"),
+    "subject_n_hard": 20,
+    "style_n_hard": 0,
+}
 
 
 def rows() -> list[scores.Row]:
     """Two pairs of two images; the second image of the first pair alone is right."""
     right = {("dog8", 1): (True, True), ("dog8", 0): (True, False), ("can", 0): (False, True)}
-    others = (0.5, 0.25, True, 0.1, 0.2, 0.3)
+    others = (0.5, None, 0, 1, True, 0.1, 0.2, 0.3)
     return [
         scores.Row(subject, "glowing", index, *right.get((subject, index), (False, False)), *others)
         for subject in ("dog8", "can")
@@ -28,18 +42,26 @@ def rows() -> list[scores.Row]:
     ]
 
 
-def test_rows_survive_the_disk(tmp_path: Path) -> None:
-    path = tmp_path / "scores.csv"
-    scores.write(path, rows())
-    assert scores.read(path) == rows()
-    assert path.read_text().splitlines()[1] == "dog8,glowing,0,1,0,0.500000,0.250000,1,0.100000,0.200000,0.300000"
+def test_rows_survive_the_disk_and_a_probability_that_is_not_known_stays_so(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        scores.write(tmp_path / f"{name}.parquet", rows())
+    assert scores.read(tmp_path / "a.parquet") == rows()
+    assert {row.style_prob for row in scores.read(tmp_path / "a.parquet")} == {None}
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
-@pytest.mark.parametrize("text", ["", "subject,style\n", "subject,style\ndog8,glowing\n"])
-def test_another_table_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "scores.csv"
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"scores\.csv: "):
+def test_another_table_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    with pytest.raises(UserError, match=r"scores\.parquet: not a table of scores"):
+        scores.read(path)
+    path.write_text("subject,style\ndog8,glowing\n")
+    with pytest.raises(UserError, match=r"scores\.parquet: not a table of scores"):
+        scores.read(path)
+    pq.write_table(pa.table({"subject": ["dog8"]}), path)
+    with pytest.raises(UserError, match="other columns: subject"):
+        scores.read(path)
+    scores.write(path, [])
+    with pytest.raises(UserError, match="no scores in it"):
         scores.read(path)
 
 
@@ -51,26 +73,119 @@ def test_figures_are_those_of_mars2() -> None:
     assert found["attempts"] == mars2.attempts(right) == 2.5
     assert (found["subject"], found["style"], found["family"]) == (0.5, 0.5, 1.0)
     assert (found["n_images"], found["n_pairs"]) == (4, 2)
-    assert found["mars2_average_low"] == 0.0 and found["mars2_average_high"] == 0.5
+    assert found["mars2_average_ci_low"] == 0.0 and found["mars2_average_ci_high"] == 0.5
+    assert found["unanswered"] == 4
     assert found == scores.summarise(rows(), seed=0, resamples=200)
+
+
+def test_a_soft_score_needs_every_probability() -> None:
+    known = [replace(row, subject_prob=0.5, style_prob=share) for row, share in zip(rows(), (0, 1, 1, 0), strict=True)]
+    assert scores.summarise(known, seed=0, resamples=50)["mars2_soft"] == 0.25
+    assert "mars2_soft" not in scores.summarise([*known[:3], rows()[3]], seed=0, resamples=50)
 
 
 def metrics() -> dict[str, dict[str, float]]:
     figure = scores.summarise(rows(), seed=0, resamples=50)
-    return dict.fromkeys(("truth", "direct", "lorarar", "base_only"), figure)
+    return dict.fromkeys(("truth", "direct", "lorarar", "base_only", "truth_rendered"), figure)
+
+
+def cells(text: str) -> list[list[str]]:
+    """A Markdown table, row by row, its heading first."""
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def test_a_table_orders_floors_methods_and_ceiling_and_says_where_it_is_from() -> None:
     paper = {"direct_merge": {"average": 0.4, "best": 0.76}, "lorarar": {"average": 0.71, "best": 1.0}}
     text = tables.mars2_table(metrics(), paper, "test", JUDGE, PROVENANCE)
-    lines = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
-    labels = [line.split(" | ")[0].strip("| ") for line in lines[1:]]
-    assert labels == ["Base alone (floor)", "Direct merge", "LoRA.rar", "Known truth (ceiling)"]
-    assert "0.25 [0.00, 0.50]" in lines[2] and lines[2].endswith("| 4 | 2 | 0.40 | 0.76 |")
-    assert len({line.count("|") for line in lines}) == 1
-    assert "seed 0" in text and "`2b`" in text and "compare the ranking" in text and "subject 0.950" in text
-    similarity = tables.similarity_table(metrics(), {}, "val", PROVENANCE)
+    found = cells(text)
+    labels = ["Base alone (floor)", "Direct merge", "LoRA.rar", "Known truth (ceiling)"]
+    assert [row[0] for row in found[1:]] == [*labels, "Known truth before the VAE (ceiling)"]
+    assert found[2][1] == "0.25 [0.00, 0.50]" and found[2][-4:] == ["4", "2", "0.40", "0.76"]
+    assert len({len(row) for row in found}) == 1
+    assert "seed 0" in text and "`2b`" in text and "compare the ranking" in text
+    assert "subject 0.950 [0.940, 0.960]" in text
+    assert "subject 0.700 [0.500, 0.800] (n = 20), style - (n = 0)" in text
+    similarity = tables.similarity_table(metrics(), {}, "val", JUDGE, PROVENANCE)
     assert "0.100 [0.100, 0.100]" in similarity
+    assert "subjects by DINO 0.800 [0.750, 0.850];" in similarity
+    assert "styles by CLIP-I 0.600 [0.550, 0.650], the judge's own probability 0.990 [0.980, 1.000]." in similarity
+
+
+def test_columns_that_say_nothing_new_are_not_shown() -> None:
+    heading = cells(tables.mars2_table(metrics(), {}, "val", JUDGE, PROVENANCE))[0]
+    assert "family" in heading and "unanswered" in heading
+    dull = {"direct": metrics()["direct"] | {"family": 0.5, "style": 0.5, "unanswered": 0}}
+    text = tables.mars2_table(dull, {}, "val", JUDGE, PROVENANCE)
+    assert "family" not in cells(text)[0] and "whichever instance" not in text
+    assert "unanswered" not in text
+
+
+PAIRS = [("dog8", "glowing"), ("dog8", "sticker"), ("can", "glowing"), ("can", "sticker")]
+
+
+def found(*numbers: int) -> tables.Right:
+    """So many right images of four, pair by pair."""
+    return {pair: [place < number for place in range(4)] for pair, number in zip(PAIRS, numbers, strict=True)}
+
+
+RIGHT = {
+    "base_only": found(0, 0, 0, 0),
+    "style_only": found(1, 0, 0, 0),
+    "direct": found(2, 0, 4, 2),
+    "lorarar": found(3, 1, 4, 3),
+    "nplora": dict(reversed(found(2, 1, 4, 2).items())),
+    "truth": found(4, 4, 4, 4),
+}
+FIGURES = {
+    name: {
+        "mars2_average": mars2.average(list(right.values())),
+        "clip_i": 0.5,
+        "dino": 1 - place / 10,
+        "n_images": 16,
+        "n_pairs": 4,
+    }
+    for place, (name, right) in enumerate(RIGHT.items())
+}
+
+
+def test_differences_are_paired_and_told_from_noise() -> None:
+    text = tables.differences_table(RIGHT, FIGURES, "test", 0, 500, PROVENANCE)
+    heading, *rows = cells(text)
+    assert heading == ["", "less Style LoRA alone (floor)", "less Direct merge", "less LoRA.rar"]
+    assert [row[0] for row in rows] == ["Direct merge", "LoRA.rar", "NP-LoRA"]
+    assert rows[0][2:] == ["", ""] and rows[1][3] == "", "a pair of methods is compared once"
+    # In three of four pairs one image more: each resampling draws the same pairs for both methods.
+    difference = paired_difference(list(RIGHT["lorarar"].values()), list(RIGHT["direct"].values()), seed=0, n=500)
+    assert rows[1][2] == f"**+0.19 [{difference.low:+.2f}, +0.25]**" and difference.low > 0
+    assert rows[2][3].startswith("-0.12 [") or rows[2][3].startswith("**-0.12 [")
+    assert rows[2][2].startswith("+0.06 [+0.00"), (
+        "pairs are matched by name, and an interval that touches 0 is not bold"
+    )
+    assert "4 pairs (16 images of each method)" in text and "`2b`" in text
+
+
+def test_agreement_of_scores_on_the_ranking_is_told_for_three_methods_or_more() -> None:
+    text = tables.differences_table(RIGHT, FIGURES, "test", 0, 50, PROVENANCE)
+    # MARS² ranks direct < nplora < lorarar, DINO nplora < lorarar < direct.
+    assert "MARS² average and CLIP-I x DINO -0.33." in text
+    two = {name: RIGHT[name] for name in ("direct", "lorarar")}
+    assert "Kendall" not in tables.differences_table(two, FIGURES, "test", 0, 50, PROVENANCE)
+    alike = {name: figures | {"dino": 0.5} for name, figures in FIGURES.items()}
+    assert "Kendall" not in tables.differences_table(RIGHT, alike, "test", 0, 50, PROVENANCE), "there is no ranking"
+
+
+def test_each_subject_and_each_style_has_its_column() -> None:
+    titles = {"can": "can", "dog8": "dog #8"}
+    heading, *rows = cells(tables.breakdown_table(RIGHT, "subject", titles, "test", 0, 500, PROVENANCE))
+    assert heading == ["", "can (n = 8)", "dog #8 (n = 8)"]
+    by_label = {row[0]: row[1:] for row in rows}
+    assert by_label["Direct merge"] == ["0.75 [0.50, 1.00]", "0.25 [0.00, 0.50]"]
+    assert next(iter(by_label)) == "Base alone (floor)" and list(by_label)[-1] == "Known truth (ceiling)"
+    titles = {"glowing": "glowing", "sticker": "sticker"}
+    text = tables.breakdown_table(RIGHT, "style", titles, "test", 0, 500, PROVENANCE)
+    assert {row[0]: row[1] for row in cells(text)}["LoRA.rar"] == "0.88 [0.75, 1.00]"
+    assert "2 pairs of each style" in text
 
 
 def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_scores_are_those_of_the_library_and_say_what_made_them(folders, random_
         assert [float(row[name]) for row in rows] == pytest.approx([float(value) for value in values], abs=1e-5), name
     for name in ("right", "clip_i", "clip_t", "dino"):
         assert figures[name] == pytest.approx(np.mean(expected[name]), abs=1e-5)
-        assert figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"]
+        assert figures[f"{name}_ci_low"] <= figures[name] <= figures[f"{name}_ci_high"]
     assert figures["n_images"] == 6 and figures["unanswered"] == 0
     assert figures["prompt"] == PROMPT and figures["style_words"] == "oil painting"
     assert figures["models"]["judge"].startswith("verification sha256:")

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 from lorarar.scoring.statistics import (
+    Interval,
     balanced_accuracy,
     bootstrap_mean,
     paired_difference,
@@ -25,6 +26,11 @@ def test_bootstrap_resamples_pairs_as_a_loop_would():
     means = [np.mean([value for pair in row for value in values[pair]]) for row in drawn]
     assert got.mean == pytest.approx(6 / 12)
     assert (got.low, got.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+
+
+def test_an_interval_is_written_as_three_flat_figures():
+    expected = {"dino": 0.333333, "dino_ci_low": 0.1, "dino_ci_high": 0.5}
+    assert Interval(1 / 3, 0.1, 0.5).named("dino") == expected
 
 
 def test_bootstrap_weighs_every_image_alike_when_pairs_differ_in_size():

@@ -36,6 +36,27 @@ def test_pairs_come_from_world_and_bank(shop, kind):
     assert not np.array_equal(shop.pairs(kind, 20)["test"], shop.pairs(kind, 20, held_out=True)["test"])
 
 
+@pytest.mark.parametrize("kind", ["subject", "style"])
+def test_wrong_pairs_of_one_class_or_family_are_hard(shop, kind, world, monkeypatch):
+    drawn = []
+    truth = World.truth
+    monkeypatch.setattr(World, "truth", lambda self, *names: drawn.append(names[:2]) or truth(self, *names))
+    asked = []
+    shown = "picture" if kind == "subject" else "style_picture"
+    reference = getattr(World, shown)
+    monkeypatch.setattr(World, shown, lambda self, name, *rest: asked.append(name) or reference(self, name, *rest))
+    pairs = shop.bank_pairs(kind, 60)
+    assert pairs["hard"].any() and not pairs["hard"].all()
+    subjects, styles = world.catalog.subjects, world.styles
+    for row, ((subject, style), name) in enumerate(zip(drawn, asked, strict=True)):
+        other, group = (subject, {n: s.class_name for n, s in subjects.items()})
+        if kind == "style":
+            other, group = style, {n: s.look.family for n, s in styles.items()}
+            assert pairs["words"][row] == world.catalog.styles[name].words
+        assert pairs["label"][row] == (other == name)
+        assert pairs["hard"][row] == (other != name and group[other] == group[name])
+
+
 def test_labelled_pictures_name_what_they_show(shop, world):
     data = shop.labelled(60)
     assert data["image"].shape == (60, 64, 64, 3)

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from lorarar.report import scores
+
 ROOT = Path(__file__).parents[2]
 COPIED = [
     ".dvc/config",
@@ -26,7 +28,7 @@ COPIED = [
     "slurm",
     "stages",
 ]
-METHODS = ["ziplora", "lorarar", "base_only", "truth"]
+METHODS = ["ziplora", "lorarar", "base_only", "truth", "truth_rendered"]
 SMALL: dict[str, dict[str, Any]] = {
     "bank": {
         "subjects": ["dog", "vase", "dog8"],
@@ -126,14 +128,18 @@ def test_every_output_is_there(finished: Path) -> None:
         figures = json.loads((results / f"metrics/{method}-test.json").read_text())
         assert figures["n_images"] == 2 and figures["n_pairs"] == 1
         assert 0 <= figures["mars2_average"] <= figures["mars2_best"] <= 1
-        assert {"clip_i", "dino", "clip_t", "mars2_average_low", "mars2_average_high"} <= figures.keys()
-        rows = (artifacts / f"score/{method}-test.csv").read_text().splitlines()
-        assert len(rows) == 3
+        assert {"clip_i", "dino", "clip_t", "mars2_average_ci_low", "mars2_average_ci_high"} <= figures.keys()
+        assert figures["provenance"]["models"][0]["judge"].startswith("verification sha256:")
+        assert len(scores.read(artifacts / f"score/{method}-test.parquet")) == 2
     judge = json.loads((results / "judge.json").read_text())
-    assert judge["n"] == 20 and 0 <= judge["subject_balanced_accuracy"] <= 1
+    assert judge["n"] == 20 and 0 <= judge["subject_balanced_accuracy"] <= 1 and judge["reads_prompts"] is False
+    assert 0 <= judge["style_clip_i_auc_ci_low"] <= judge["style_clip_i_auc"] <= judge["style_clip_i_auc_ci_high"] <= 1
     assert (results / "plots/hypernet.csv").read_text().startswith("step,loss,content,style,orthogonality\n1,")
     table = (results / "tables/mars2-test.md").read_text(encoding="utf-8")
     assert "| LoRA.rar |" in table and "| 0.71 | 1.00 |" in table and "compare the ranking" in table
+    assert "| LoRA.rar |" in (results / "tables/differences-test.md").read_text(encoding="utf-8")
+    for kind in ("subject", "style"):
+        assert "(n = 2) |" in (results / f"tables/mars2-by-{kind}-test.md").read_text(encoding="utf-8")
     for name in ("mars2-test.png", "grid-test.webp", "overview-test.webp"):
         assert (results / "figures" / name).stat().st_size > 1000
 
@@ -162,6 +168,7 @@ def test_another_run_gives_the_same_and_methods_do_not_influence_each_other(fini
         "results/pocket/metrics/lorarar*",
         "artifacts/pocket/bank/*",
         "artifacts/pocket/generate/lorarar/**/*",
+        "artifacts/pocket/score/lorarar*",
     ):
         found = content(other, pattern)
         assert found
@@ -223,6 +230,7 @@ def spoil(path: Path) -> None:
         ),
         ("data/pocket/base/unet/diffusion_pytorch_model*.safetensors", spoil, ["bank"]),
         ("results/pocket/metrics/lorarar-test.json", spoil, ["report"]),
+        ("artifacts/pocket/score/lorarar-test.parquet", spoil, ["report"]),
     ],
 )
 def test_a_missing_or_corrupt_file_is_named_in_one_line(

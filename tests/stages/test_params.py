@@ -22,6 +22,12 @@ RANK = f"rank: {POCKET['bank']['rank']} "
 GUIDANCE = f"guidance: {POCKET['generate']['guidance']} "
 
 
+@pytest.fixture(autouse=True)
+def root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages run in the root, where the shipped models are."""
+    monkeypatch.chdir(ROOT)
+
+
 def problems(path: Path, *replacements: tuple[str, str]) -> list[str]:
     text = TEXT
     for old, new in replacements:
@@ -48,6 +54,22 @@ def test_names_can_be_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("judge: critic", "judge: http://localhost:8000/v1"),
+        ("judge: critic", "judge: FuryMartin/llava-critic-7b-hf"),
+        ("clip: clip", "clip: ViT-B-32:openai"),
+        ("dino: dino", "dino: facebook/dino-vits16"),
+    ],
+)
+def test_models_that_score_may_come_from_elsewhere(tmp_path: Path, old: str, new: str) -> None:
+    assert old in TEXT
+    (tmp_path / "params.yaml").write_text(TEXT.replace(old, new, 1), encoding="utf-8")
+    kind, _, name = new.partition(": ")
+    assert getattr(load(tmp_path / "params.yaml", CATALOG).chosen.score, kind) == name
+
+
+@pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
         ("base: pocket", "base: pokcet", "base: no base is called 'pokcet'; did you mean pocket?"),
@@ -70,6 +92,10 @@ def test_names_can_be_listed(tmp_path: Path) -> None:
         ),
         (RANK, "rank: many ", "bases.pocket.bank.rank: should be a valid integer"),
         ("guided: [to_q,", "guided: [to_p,", "bases.pocket.hypernet.guided.0: should be 'to_q', 'to_k'"),
+        ("judge: critic", "judge: critc", "bases.pocket.score.judge: no judge is called 'critc'; did you mean critic?"),
+        ("clip: clip", "clip: ViT-B-32", "known: clip, critic, dino, recogniser, or give NAME:TAG of open_clip"),
+        ("dino: dino", "dino: 16", "bases.pocket.score.dino: should be a valid string, not 16"),
+        ("judge_options: {}", "judge_options: none", "bases.pocket.score.judge_options: should be a valid dictionary"),
         ("workers: auto", "workers: -1", "workers: should be greater than 0, not -1"),
         ("seed: 0 ", "# ", "seed: is missing; add it"),
         ("seed: 0 ", "seed: 0\nseed: 1 ", "seed: appears twice; remove one"),

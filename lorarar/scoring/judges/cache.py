@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from lorarar.errors import UserError
 from lorarar.files import atomic
 from lorarar.scoring.images import Image, batches
-from lorarar.scoring.judges import Judge, Question, Verdict
+from lorarar.scoring.judges import Judge, JudgePrompts, Question, Verdict
 
 
 class CachedJudge:
@@ -30,23 +31,31 @@ class CachedJudge:
     judge : who is asked.
     folder : where verdicts are kept, of any number of judges. It may be deleted: that only costs the answers again.
     batch_size : questions asked before their verdicts are kept.
+    quiet : show no progress; otherwise it is shown on a terminal, where there is something to ask.
 
     Raises
     ------
     UserError : the folder cannot be made.
     """
 
-    def __init__(self, judge: Judge, folder: Path | str, batch_size: int = 32) -> None:
+    def __init__(self, judge: Judge, folder: Path | str, batch_size: int = 32, quiet: bool = False) -> None:
         self.judge = judge
         self.name = judge.name
         self.identity = judge.identity
         self.prompts = judge.prompts
         self.folder = Path(folder)
         self.batch_size = batch_size
+        self.quiet = quiet
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot keep verdicts there ({error.strerror}); name another folder") from error
+
+    def reworded(self, prompts: JudgePrompts) -> CachedJudge:
+        """The same judge, asked in other words; weights and folder are shared."""
+        other, other.judge = copy(self), copy(self.judge)
+        other.prompts = other.judge.prompts = prompts  # type: ignore[misc]
+        return other
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
         """One verdict per question, in order; if the judge fails midway, what it answered before is kept."""
@@ -60,7 +69,9 @@ class CachedJudge:
                 verdicts[key] = known
             else:
                 new[key] = question
-        with tqdm(total=len(new), desc=self.name, unit="question", disable=None if new else True) as progress:
+        # tqdm's None: shown on a terminal alone.
+        hidden = True if self.quiet or not new else None
+        with tqdm(total=len(new), desc=self.name, unit="question", disable=hidden) as progress:
             for batch in batches(list(new), self.batch_size):
                 for key, verdict in zip(batch, self.judge.answer([new[key] for key in batch]), strict=True):
                     verdicts[key] = verdict
@@ -85,7 +96,8 @@ class CachedJudge:
 
     def _keep(self, key: str, verdict: Verdict) -> None:
         if verdict.yes is not None:
-            with atomic(self._file(key)) as temporary:
+            # Hundreds of small files a minute: waiting for the disk would cost more than a quick judge's answers.
+            with atomic(self._file(key), durable=False) as temporary:
                 temporary.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
 
 

@@ -1,0 +1,70 @@
+"""The models that score, as the section `score` of params.yaml names them: what stages judge and score share."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorarar.files import sha256
+from stages.context import Context
+
+if TYPE_CHECKING:
+    from lorarar.scoring.clip import Clip
+    from lorarar.scoring.dino import Dino
+    from lorarar.scoring.judges.cache import CachedJudge
+
+PROMPTS = Path("data/prompts.yaml")
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """A judge that is asked nothing twice, CLIP and DINO; `models` says which they are."""
+
+    judge: CachedJudge
+    clip: Clip
+    dino: Dino
+    models: dict[str, Any]
+
+
+def named(context: Context) -> dict[str, Any]:
+    """What `load` takes, in JSON values: the shipped folder of a model that has one, else its name."""
+    score, shipped = context.knobs.score, context.data / "judges"
+    names = {kind: getattr(score, kind) for kind in ("judge", "clip", "dino")}
+    found = {kind: str(shipped / name) if (shipped / name).is_dir() else name for kind, name in names.items()}
+    return found | {"options": score.judge_options, "verdicts": f".work/{context.base}/verdicts"}
+
+
+def provenance(context: Context, models: dict[str, Any]) -> dict[str, Any]:
+    """What figures were made by. A list inside, as `dvc metrics` makes a column of everything in an object."""
+    return {
+        "models": [
+            {"scores": ["mars2"], "judge": models["judge"]},
+            {"scores": ["clip_i", "clip_t"], **models["clip"]},
+            {"scores": ["dino"], **models["dino"]},
+        ],
+        "prompts": sha256(PROMPTS)[:12],
+        "seed": context.params.seed,
+        "resamples": context.knobs.score.resamples,
+    }
+
+
+def load(names: dict[str, Any], quiet: bool = False) -> Scorers:
+    """Load what `named` names, once in each process; `quiet` for workers, whose parent shows progress."""
+    return _loaded(json.dumps(names), quiet)
+
+
+@cache
+def _loaded(names: str, quiet: bool) -> Scorers:
+    from lorarar.scoring.judges import JudgePrompts, load_judge
+    from lorarar.scoring.judges.cache import CachedJudge
+    from lorarar.scoring.own import backbones
+
+    given = json.loads(names)
+    judge = load_judge(given["judge"], JudgePrompts.load(PROMPTS), **given["options"])
+    asked = CachedJudge(judge, given["verdicts"], quiet=quiet)
+    clip, dino = backbones(given["clip"], given["dino"]).values()
+    models = {"judge": judge.identity, "clip": clip.describe(), "dino": dino.describe()}
+    return Scorers(asked, clip, dino, models)
