@@ -51,8 +51,8 @@ def main(context: Context) -> None:
     }
     contents = [entries[subject.name] for subject in context.subjects if subject.name in entries]
     styles = [entries[style.name] for style in context.styles if style.name in entries]
-    guided = settings.pop("guided")
-    network = HyperNetwork.for_adapter(contents[0].adapter, guided, seed=seed)
+    guided, initial = settings.pop("guided"), settings.pop("initial")
+    network = HyperNetwork.for_adapter(contents[0].adapter, guided, seed=seed, initial=initial)
     interval = 0.1 if sys.stderr.isatty() else 15
     with tqdm(total=settings["steps"], desc="hypernet", unit="step", mininterval=interval) as bar:
 

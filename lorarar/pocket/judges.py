@@ -63,9 +63,9 @@ def train_verification(
     kind: Kind,
     out: Path,
     *,
-    steps: int = 2000,
+    steps: int = 3000,
     batch: int = 64,
-    count: int = 20000,
+    count: int = 30000,
     rate: float = 2e-3,
 ) -> dict[str, float]:
     """Train the network of one question and write `<out>/<kind>.safetensors`; returns its held-out

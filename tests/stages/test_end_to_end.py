@@ -28,7 +28,7 @@ COPIED = [
     "slurm",
     "stages",
 ]
-METHODS = ["ziplora", "lorarar", "base_only", "truth", "truth_rendered"]
+METHODS = ["ziplora", "lorarar", "klora", "joint", "base_only", "truth", "truth_rendered"]
 SMALL: dict[str, dict[str, Any]] = {
     "bank": {
         "subjects": ["dog", "vase", "dog8"],
@@ -39,6 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "hypernet": {"steps": 4, "batch_size": 1},
     "ziplora": {"steps": 3, "batch_size": 1},
+    "joint": {"steps": 3, "batch_size": 2},
     "generate": {"images_per_pair": 2, "steps": 4, "batch_size": 2},
     "score": {"resamples": 50, "judge_questions": 20},
 }
