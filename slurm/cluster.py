@@ -20,8 +20,9 @@ from slurm.element import TIME_IS_UP, Element, name_of
 from slurm.journal import Array, Journal, slug, tail
 from slurm.local import ONE_THREAD, bar
 from slurm.queue import ClusterError, Status
+from slurm.resources import Resources
 from slurm.site import Site
-from slurm.task import Function, Resources, Task, TaskError, fingerprint, names
+from slurm.task import Function, Task, TaskError, fingerprint, names
 
 PASSING = re.compile(
     r"unable to contact|timed out|temporarily|connection refused|try again|limit|zero bytes|communication",

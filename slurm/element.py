@@ -17,8 +17,7 @@ from types import FrameType
 from typing import Any
 
 from slurm.journal import Journal
-from slurm.local import one_line
-from slurm.task import Changed, Function, Task, perform, write_json
+from slurm.task import Changed, Function, Task, one_line, perform, write_json
 
 TIME_IS_UP = signal.SIGUSR2
 _received: list[int] = []

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from slurm import local, queue
-from slurm.task import Function, Resources, Task
+from slurm.resources import Resources
+from slurm.task import Function, Task
 
 Executor = Literal["auto", "inline", "local", "slurm"]
 

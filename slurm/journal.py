@@ -10,9 +10,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slurm.task import Resources, Task, names, read_json, write_json
+from slurm.task import Task, names, read_json, write_json
+
+if TYPE_CHECKING:
+    from slurm.resources import Resources
 
 
 @dataclass(eq=False)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from slurm.task import Function, Task, TaskError, perform
+from slurm.task import Function, Task, TaskError, one_line, perform
 
 # Numeric libraries read these once, when they are first imported: workers must be born with them.
 ONE_THREAD = {
@@ -91,11 +91,6 @@ def bar(tasks: Sequence[Any], description: str, done: int = 0) -> tqdm:
     """A progress bar; a log file is not a terminal: a line every quarter of a minute is enough there."""
     interval = 0.1 if sys.stderr.isatty() else 15
     return tqdm(tasks, desc=description, unit="task", mininterval=interval, total=len(tasks), initial=done)
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of what went wrong."""
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
 
 
 def _watch(names: dict[Future[Any], str], description: str) -> None:

@@ -12,8 +12,9 @@ from rich.table import Table
 from slurm.control import typical_seconds
 from slurm.fanout import Executor, choose
 from slurm.journal import Array, slug
+from slurm.resources import Resources
 from slurm.store import Store
-from slurm.task import Function, Resources, Task, names
+from slurm.task import Function, Task, names
 
 SHOWN = 20
 """Names of tasks that are listed."""

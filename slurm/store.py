@@ -12,7 +12,8 @@ from typing import Any
 
 from slurm.fanout import Executor, fan_out
 from slurm.journal import Journal
-from slurm.task import Function, Resources, Task, fingerprint, is_complete, state
+from slurm.resources import Resources
+from slurm.task import Function, Task, fingerprint, is_complete, state
 
 
 class Store:

@@ -15,34 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
-
 RECORD = ".task.json"
 """In the folder of a finished task: sizes and checksums of its files, and what the work took."""
-
-
-class Resources(BaseModel):
-    """What one job of a stage asks of a cluster.
-
-    Parameters
-    ----------
-    minutes : time limit. A training that reaches it goes on from its checkpoint.
-    memory_gb : doubled for a task that ran out of it.
-    cpus, gpus : of one job.
-    parallel : jobs running at a time.
-    retries : how often a task is begun again after it was killed or its node failed.
-    tasks_per_job : tasks that one job does one after the other, in one process.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    minutes: PositiveInt
-    memory_gb: PositiveFloat
-    cpus: PositiveInt
-    gpus: NonNegativeInt
-    parallel: PositiveInt
-    retries: NonNegativeInt
-    tasks_per_job: PositiveInt
 
 
 @dataclass(frozen=True)
@@ -78,6 +52,11 @@ class TaskError(Exception):
 
 class Changed(Exception):
     """What a task reads is not what it was asked to read."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what went wrong."""
+    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
 
 
 def fingerprint(paths: Iterable[Path | str]) -> str:

@@ -24,7 +24,7 @@ from lorarar.errors import UserError
 from lorarar.merge.registry import METHODS
 from lorarar.objective import Fidelity, Orthogonality
 from slurm.fanout import Executor
-from slurm.task import Resources
+from slurm.resources import Resources
 
 EvaluatedSplit = Literal["val", "test"]
 Judge = Literal["recogniser", "verification-subject", "verification-style", "clip", "dino"]

@@ -13,8 +13,9 @@ import pytest
 
 from slurm.fanout import Executor
 from slurm.local import call_all
+from slurm.resources import Resources
 from slurm.store import Store
-from slurm.task import RECORD, Changed, Resources, Task, TaskError, fingerprint, perform, read_record, state
+from slurm.task import RECORD, Changed, Task, TaskError, fingerprint, perform, read_record, state
 
 ROOT = Path(__file__).parents[2]
 SMALL = Resources(minutes=1, memory_gb=1, cpus=1, gpus=0, parallel=2, retries=1, tasks_per_job=1)
@@ -172,7 +173,8 @@ INTERRUPTED = """
 import signal, sys, time
 from pathlib import Path
 from slurm.store import Store
-from slurm.task import Resources, Task
+from slurm.resources import Resources
+from slurm.task import Task
 
 def work(folder, seconds):
     (folder / "pid").write_text(str(__import__("os").getpid()))
