@@ -72,8 +72,8 @@ class Cluster:
         folder = self.folder
         commands = {
             "munged": [
-                "munged", "--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket",
-                f"--pid-file={folder}/munge.pid", f"--seed-file={folder}/munge.seed",
+                "munged", "--foreground", "--force", f"--key-file={folder}/munge.key",
+                f"--socket={folder}/munge.socket", f"--pid-file={folder}/munge.pid", f"--seed-file={folder}/munge.seed",
             ],
             "slurmctld": ["slurmctld", "-D", "-f", f"{folder}/slurm.conf"],
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Whatever a real cluster does to jobs, every output is right in the end, and nothing that was complete is done twice."""
+"""Whatever a real cluster does to jobs, every output is right in the end, and nothing complete is done twice."""
 
 from __future__ import annotations
 
