@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from slurm import queue
 from slurm.journal import Journal
@@ -50,7 +49,7 @@ def progress(work: Path) -> list[Progress]:
             failed = open_tasks & failures
             count = Counter(states.get(key) for key in open_tasks - failed)
             running, queued = count["running"], count["queued"]
-            each = typical_seconds(journal.root, tasks)
+            each = typical_seconds(journal.root, tasks.keys() & present)
             at_once = max(running, 1) if running else run["resources"]["parallel"]
             left = each * len(open_tasks - failed) / at_once if each is not None else None
             missing = len(open_tasks) - len(failed) - running - queued
@@ -61,9 +60,9 @@ def progress(work: Path) -> list[Progress]:
     return found
 
 
-def typical_seconds(root: Path, keys: Any) -> float | None:
+def typical_seconds(root: Path, keys: Iterable[str]) -> float | None:
     """Median time of finished tasks; None if none is finished."""
-    records = (read_record(root / key) for key in islice((key for key in keys if (root / key).is_dir()), SAMPLE))
+    records = (read_record(root / key) for key in islice(keys, SAMPLE))
     seconds = [record["seconds"] for record in records if record]
     return statistics.median(seconds) if seconds else None
 

@@ -35,8 +35,8 @@ def show(
     chosen = choose(executor)
     at_once = {"inline": 1, "local": workers}.get(chosen, resources.parallel * resources.tasks_per_job)
     table = Table("stage", "tasks", "done", "to do", "where", "hours of work", "hours from start to end")
-    done = [task.key for task in planned if task not in missing]
-    each = typical_seconds(store.root, done) if done else typical_seconds(store.root, names(store.root))
+    done = {task.key for task in planned} - {task.key for task in missing}
+    each = typical_seconds(store.root, done or names(store.root))
     work = None if each is None else each * len(missing) / 3600
     rounds = -(-len(missing) // (resources.parallel * resources.tasks_per_job if chosen == "slurm" else at_once))
     length = None if each is None else each * rounds * (resources.tasks_per_job if chosen == "slurm" else 1) / 3600

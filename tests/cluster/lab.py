@@ -24,7 +24,7 @@ SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+AuthInfo=socket={folder}/munge.socket,cred_expire=6
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

@@ -172,7 +172,7 @@ def test_a_preempting_job_delays_a_task_and_costs_it_no_step(project: Project) -
 
 
 def test_a_time_limit_shorter_than_the_training_only_makes_it_go_on_later(project: Project) -> None:
-    project.run({"t0": {"seconds": 80}}, minutes=1)
+    project.run({"t0": {"seconds": 60}}, minutes=1)
     complete_once(project, 1)
     stops = project.notes("stop")
     assert stops, "it was told before the end of its time"
