@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeSlurm
+from fake_slurm import FakeSlurm
 
 from slurm import control
 from slurm.journal import Journal

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import FakeSlurm, Job
+from fake_slurm import FakeSlurm, Job
 from typer.testing import CliRunner
 
 from slurm import control, driver, element, fanout, plan
