@@ -4,12 +4,13 @@ BIN := .venv/bin
 STAMP := .venv/installed-from-requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test
+.PHONY: help repro test test-cluster
 
 help:
 	@echo 'make repro   run the whole benchmark: train, merge, generate, score, write results/ (does only what is missing)'
 	@echo 'make test    lint, check types and run the tests'
-	@echo 'Both first set up .venv from requirements.lock if that is needed; PYTHON=... chooses the interpreter (now $(PYTHON)).'
+	@echo 'make test-cluster   test against a real Slurm of two nodes, started here (needs slurm-wlm, munge and root)'
+	@echo 'All first set up .venv from requirements.lock if that is needed; PYTHON=... chooses the interpreter (now $(PYTHON)).'
 
 # The stamp holds the lock file that was installed: a newer date with the same content (a fresh checkout) installs nothing.
 $(STAMP): requirements.lock pyproject.toml
@@ -40,3 +41,6 @@ test: $(STAMP)
 	@$(BIN)/mypy
 	@echo 'Running the tests (pytest) ...'
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+test-cluster: $(STAMP)
+	@TEST_CLUSTER=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -rs tests/cluster

@@ -10,6 +10,7 @@ from torch.nn.functional import mse_loss
 
 from lorarar.adapter import Adapter, Factors
 from lorarar.backbone import Backbone
+from lorarar.checkpoint import Checkpoint
 from lorarar.errors import UserError
 from lorarar.references import References, generator
 
@@ -27,6 +28,7 @@ def train_adapter(
     batch_size: int = 1,
     seed: int = 0,
     gradient_checkpointing: bool = False,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Adapter:
     """Train a LoRA of the UNet's attention projections; text encoders stay frozen and run once.
@@ -43,6 +45,8 @@ def train_adapter(
         Pictures drawn, with replacement, for each step.
     gradient_checkpointing
         Trade time for memory, as SDXL at 1024 pixels needs.
+    checkpoint
+        Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit.
     progress
         Called with (steps done, loss) after each step.
 
@@ -54,7 +58,9 @@ def train_adapter(
     Raises
     ------
     UserError
-        The loss stopped being a number.
+        The loss stopped being a number, or the checkpoint is not of this training.
+    Interrupted
+        The checkpoint was asked to stop.
     """
     from peft import LoraConfig
 
@@ -73,7 +79,9 @@ def train_adapter(
             unet.enable_gradient_checkpointing()
         unet.train(gradient_checkpointing)  # diffusers checkpoints only while in training mode
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=True)
-        for step in range(steps):
+        settings = {"rank": rank, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
+        start = checkpoint.resume(parameters, optimizer, settings) if checkpoint else 0
+        for step in range(start, steps):
             draw = references.draw(backbone, batch_size, generator(seed, step))
             loss = mse_loss(backbone.predict(draw.latents, draw.timesteps, draw.conditioning), draw.target)
             if not torch.isfinite(loss):
@@ -83,6 +91,8 @@ def train_adapter(
             optimizer.step()
             if progress:
                 progress(step + 1, float(loss.detach()))
+            if checkpoint:
+                checkpoint.after(step + 1, parameters, optimizer, settings)
         return _extract(unet)
     finally:
         unet.disable_gradient_checkpointing()

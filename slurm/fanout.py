@@ -1,125 +1,53 @@
-"""Run independent tasks in single-thread worker processes on this machine."""
+"""One way to have independent tasks done, wherever that is: in this process, on this machine, or on a Slurm cluster."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
-from tqdm import tqdm
+from slurm import local, queue
+from slurm.resources import Resources
+from slurm.task import Function, Task
 
-# Numeric libraries read these once, when they are first imported: workers must be born with them.
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "NUMEXPR_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+Executor = Literal["auto", "inline", "local", "slurm"]
 
 
-@dataclass(frozen=True)
-class Task:
-    """One call of the function: `name` is what a person calls it, `arguments` go in as keywords."""
-
-    name: str
-    arguments: dict[str, Any]
-
-
-class TaskError(Exception):
-    """A task failed. The message is one line that names it; `__cause__` is what the task raised."""
+def choose(executor: Executor) -> Executor:
+    """`auto` is slurm where sbatch answers, and local elsewhere."""
+    if executor != "auto":
+        return executor
+    return "slurm" if queue.answers() else "local"
 
 
-def cores() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def fan_out(tasks: Sequence[Task], function: Callable[..., Any], workers: int, description: str) -> list[Any]:
-    """Call `function(**task.arguments)` for every task and return the results in the order of the tasks.
+def fan_out(
+    tasks: Sequence[Task],
+    function: Function,
+    resources: Resources,
+    executor: Executor = "auto",
+    workers: int = 1,
+    description: str = "tasks",
+) -> None:
+    """Call `function(folder, **arguments)` for every task. What they write is the same with every executor.
 
     Parameters
     ----------
-    tasks : independent of each other; arguments and results must be picklable.
+    tasks : independent of each other, with their folders.
     function : a function of a module's top level.
-    workers : number of processes, each with a single thread (two of them beat one of two threads).
+    resources : of one job on a cluster.
+    executor : `inline`, one after the other in this process; `local`, worker processes; `slurm`, array jobs.
+    workers : number of local processes.
     description : shown beside the progress bar and in errors.
 
     Raises
     ------
-    TaskError : a task failed. Tasks that had begun are finished first, the others are not begun.
-    KeyboardInterrupt : on Ctrl-C; workers are stopped at once.
+    TaskError : a task failed. On a cluster all others are done first.
     """
-    if not tasks:
-        return []
-    workers = min(workers, len(tasks))
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow_parent)
-    try:
-        with _environment_of_workers():
-            futures = [executor.submit(function, **task.arguments) for task in tasks]
-        _watch(dict(zip(futures, tasks, strict=True)), description)
-        return [future.result() for future in futures]
-    except KeyboardInterrupt:
-        children = multiprocessing.active_children()
-        executor.shutdown(wait=False, cancel_futures=True)
-        for child in children:
-            child.terminate()
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)
+    match choose(executor):
+        case "inline":
+            local.inline(tasks, function, description)
+        case "local":
+            local.local(tasks, function, workers, description)
+        case "slurm":
+            from slurm import cluster
 
-
-def _watch(names: dict[Future[Any], Task], description: str) -> None:
-    """Show progress until all is done; at the first failure tell which task it was."""
-    # A log file is not a terminal: a line every quarter of a minute is enough there.
-    interval = 0.1 if sys.stderr.isatty() else 15
-    with tqdm(total=len(names), desc=description, unit="task", mininterval=interval) as bar:
-        for future in as_completed(names):
-            try:
-                future.result()
-            except BrokenProcessPool as error:
-                message = f"{description}: a worker process died (out of memory?); lower `workers` and run again"
-                raise TaskError(message) from error
-            except Exception as error:
-                reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-                raise TaskError(f"{description}: {names[future].name}: {reason}") from error
-            bar.update()
-
-
-@contextmanager
-def _environment_of_workers() -> Iterator[None]:
-    """Workers started inside have one thread each and are deaf to Ctrl-C, which is the parent's to handle."""
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
-    os.environ.update(ONE_THREAD)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        if main:
-            signal.signal(signal.SIGINT, handler)
-
-
-def _follow_parent() -> None:
-    """End this worker when its parent is gone, however that happened: it would wait for work for ever."""
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+            cluster.slurm(tasks, function, resources, description)

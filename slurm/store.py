@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slurm.fanout import Task, fan_out
-
-
-def fingerprint(paths: Iterable[Path | str]) -> str:
-    """SHA-256 over the names and contents of files, and of all files below folders."""
-    digest = hashlib.sha256()
-    for path in map(Path, paths):
-        for file in sorted(below for below in path.rglob("*") if below.is_file()) if path.is_dir() else [path]:
-            if "__pycache__" in file.parts:
-                continue
-            with file.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            digest.update(f"{file.as_posix()}\0{content}\n".encode())
-    return digest.hexdigest()
+from slurm.fanout import Executor, fan_out
+from slurm.journal import Journal
+from slurm.resources import Resources
+from slurm.task import Function, Task, fingerprint, is_complete, state
 
 
 class Store:
@@ -39,48 +29,62 @@ class Store:
         self.root = root
         self.code = code
 
-    def key(self, arguments: dict[str, Any], inputs: Iterable[Path | str]) -> str:
+    def key(self, arguments: Mapping[str, Any], inputs: Iterable[Path | str]) -> str:
         """Name of the task with these arguments (JSON values) and the content of these input files."""
-        facts = {"code": self.code, "arguments": arguments, "inputs": fingerprint(inputs)}
+        return self._key(arguments, fingerprint(inputs))
+
+    def _key(self, arguments: Mapping[str, Any], inputs: str) -> str:
+        facts = {"code": self.code, "arguments": arguments, "inputs": inputs}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
     def run(
         self,
-        function: Callable[..., None],
-        tasks: Sequence[tuple[Task, Sequence[Path | str]]],
-        workers: int,
+        function: Function,
+        tasks: Sequence[Task],
+        resources: Resources,
         description: str,
+        executor: Executor = "local",
+        workers: int = 1,
     ) -> dict[str, Path]:
         """Do the tasks that are not done yet, and return the folder of each by its name.
 
         Parameters
         ----------
         function : `function(folder, **arguments)` writes into `folder`, which is kept if it returns.
-        tasks : each with the files and folders it reads.
-        workers, description : as in `fan_out`.
+        resources, executor, workers, description : as in `fan_out`.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        for leftover in self.root.glob(".*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        folders = {task.name: self.root / self.key(task.arguments, inputs) for task, inputs in tasks}
-        # The order of the tasks stays; two names for one piece of work make one task.
-        missing = {folders[task.name]: task for task, _ in tasks if not folders[task.name].is_dir()}
+        planned = self.plan(tasks)
+        missing = self.missing(planned, checksums=True)
         if tasks and len(missing) < len(tasks):
             print(f"{description}: {len(tasks) - len(missing)} of {len(tasks)} were done before", flush=True)
-        calls = [
-            Task(task.name, {"function": function, "folder": folder, "arguments": task.arguments})
-            for folder, task in missing.items()
-        ]
-        fan_out(calls, _keep, workers, description)
-        return folders
+        for task in missing:
+            if task.folder.exists():
+                print(f"{description}: {task.name}: its files are damaged or have no record; done again", flush=True)
+                shutil.rmtree(task.folder)
+        if missing:
+            self._clean(missing)
+            Journal(self.root).begin(description, planned, executor, resources)
+            fan_out(missing, function, resources, executor, workers, description)
+        return {task.name: task.folder for task in planned}
 
+    def plan(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks with the folders that their keys name."""
+        planned = []
+        for task in tasks:
+            inputs = fingerprint(task.reads)
+            planned.append(replace(task, folder=self.root / self._key(task.arguments, inputs), inputs=inputs))
+        return planned
 
-def _keep(function: Callable[..., None], folder: Path, arguments: dict[str, Any]) -> None:
-    """Let the function fill a hidden folder, which gets its name when it is complete."""
-    hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
-    hidden.mkdir()
-    try:
-        function(hidden, **arguments)
-        hidden.rename(folder)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+    def missing(self, planned: Sequence[Task], checksums: bool = False) -> list[Task]:
+        """Those that are not done, in their order; two names for one piece of work make one task."""
+        distinct = {task.folder: task for task in reversed(planned)}
+        done = {folder for folder in distinct if is_complete(folder, checksums)}
+        return [task for task in planned if task.folder not in done and distinct[task.folder] is task]
+
+    def _clean(self, missing: Sequence[Task]) -> None:
+        """Remove what killed attempts have left: not what jobs in a queue work on, nor states to go on from."""
+        running = Journal(self.root).in_flight()
+        states = {state(task.folder).name for task in missing}
+        for leftover in self.root.glob(".*.*"):
+            if leftover.name not in states and running.isdisjoint(leftover.name.split(".")):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)

@@ -7,12 +7,15 @@ from typing import Any
 
 from lorarar import pictures
 from lorarar.catalog import Subject
+from slurm.element import asked_to_stop
+from slurm.task import state
 from stages.context import Context, backbone, collect
 from stages.run import run
 
 CODE = [
     "lorarar/adapter.py",
     "lorarar/backbone.py",
+    "lorarar/checkpoint.py",
     "lorarar/dreambooth.py",
     "lorarar/formats",
     "lorarar/pocket/vae.py",
@@ -26,6 +29,7 @@ def train(
 ) -> None:
     """Task: train one adapter on some pictures."""
     from lorarar.backbone import to_tensor
+    from lorarar.checkpoint import Checkpoint
     from lorarar.dreambooth import train_adapter
 
     references = [pictures.read(path) for path in images]
@@ -35,6 +39,7 @@ def train(
         [prompt] * len(references),
         rank=rank,
         seed=seed,
+        checkpoint=Checkpoint(state(folder), stop=asked_to_stop),
         **training,
     )
     adapter.metadata["prompt"] = prompt

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from lorarar.files import atomic, sha256
-from slurm.fanout import Task, fan_out
+from slurm.local import call_all
 from stages.context import Context
 from stages.run import run
 
@@ -26,11 +27,11 @@ def main(context: Context) -> None:
         workers=context.workers,
     )
     shutil.copytree(made, context.data / "base", dirs_exist_ok=True)
-    tasks = [
-        Task(name, {"arguments": [name, "--work", str(work / "judges"), "--steps", str(steps)]})
+    calls: dict[str, dict[str, Any]] = {
+        name: {"arguments": [name, "--work", str(work / "judges"), "--steps", str(steps)]}
         for name, steps in knobs.judge_steps.items()
-    ]
-    fan_out(tasks, judges.main, context.workers, "judges")
+    }
+    call_all(calls, judges.main, context.workers, "judges")
     write_checksums(context.data)
 
 

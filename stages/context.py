@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from lorarar.catalog import Catalog, Pair, Split, Style, Subject, pair_name
 from lorarar.errors import UserError
-from slurm.fanout import Task, cores
-from slurm.store import Store, fingerprint
+from slurm.local import cores
+from slurm.plan import show
+from slurm.store import Store
+from slurm.task import Task, fingerprint
 from stages.params import BaseSections, Params, load
 
 if TYPE_CHECKING:
@@ -30,10 +32,16 @@ class Context:
     params: Params
     catalog: Catalog
     arguments: tuple[str, ...] = ()
+    plan: bool = False
 
     @classmethod
-    def load(cls, arguments: Sequence[str] = ()) -> Context:
+    def load(cls, arguments: Sequence[str] = (), plan: bool = False) -> Context:
         """Read params.yaml and the catalogue, and see that there is room on the disk.
+
+        Parameters
+        ----------
+        plan
+            Let `fan_out` show what it would do instead of doing it.
 
         Raises
         ------
@@ -41,7 +49,7 @@ class Context:
             Something is wrong with them, or the disk is full.
         """
         catalog = Catalog.load()
-        context = cls(load(Path("params.yaml"), catalog), catalog, tuple(arguments))
+        context = cls(load(Path("params.yaml"), catalog), catalog, tuple(arguments), plan)
         free = shutil.disk_usage(".").free
         if free < MINIMUM_FREE:
             raise UserError(f"{Path.cwd()}: only {free >> 20} MiB of disk free, {MINIMUM_FREE >> 20} needed; free some")
@@ -125,11 +133,16 @@ class Context:
         tasks: Mapping[str, tuple[dict[str, Any], Sequence[Path]]],
         description: str,
     ) -> dict[str, Path]:
-        """Do what is missing of name -> (arguments, files read); return each one's folder."""
+        """Do what is missing of name -> (arguments, files read), where params.yaml says; return each one's folder."""
         listed = [
-            (Task(name, arguments), [present(path) for path in reads]) for name, (arguments, reads) in tasks.items()
+            Task(name, arguments, [present(path) for path in reads]) for name, (arguments, reads) in tasks.items()
         ]
-        return store.run(function, listed, self.workers, description)
+        stage = store.root.name
+        resources, executor = self.params.resources_of(stage), self.params.executor
+        if self.plan:
+            show(store, function, listed, resources, executor, self.workers, description)
+            raise SystemExit(0)
+        return store.run(function, listed, resources, description, executor, self.workers)
 
 
 def present(path: Path | str) -> Path:

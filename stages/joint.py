@@ -7,12 +7,15 @@ from typing import Any
 
 from lorarar import pictures
 from lorarar.catalog import pair_name
+from slurm.element import asked_to_stop
+from slurm.task import state
 from stages.context import Context, backbone, collect
 from stages.run import run
 
 CODE = [
     "lorarar/adapter.py",
     "lorarar/backbone.py",
+    "lorarar/checkpoint.py",
     "lorarar/dreambooth.py",
     "lorarar/formats",
     "lorarar/merge/joint.py",
@@ -33,13 +36,16 @@ def train(
 ) -> None:
     """Task: train the adapter of one pair."""
     from lorarar.backbone import to_tensor
+    from lorarar.checkpoint import Checkpoint
     from lorarar.merge import joint
 
     concepts: list[Any] = []
     for member in (content, style):
         images = [pictures.read(path) for path in member["images"]]
         concepts += [to_tensor(images), [member["prompt"]] * len(images)]
-    adapter = joint.train(backbone(Path(base), exact=True), *concepts, rank=rank, seed=seed, **training)
+    checkpoint = Checkpoint(state(folder), stop=asked_to_stop)
+    model = backbone(Path(base), exact=True)
+    adapter = joint.train(model, *concepts, rank=rank, seed=seed, checkpoint=checkpoint, **training)
     adapter.save(folder / "adapter.safetensors")
 
 

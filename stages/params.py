@@ -25,6 +25,8 @@ from lorarar.errors import UserError
 from lorarar.merge.registry import METHODS
 from lorarar.objective import Fidelity, Orthogonality
 from lorarar.scoring.judges import HUB_ID
+from slurm.fanout import Executor
+from slurm.resources import Resources
 
 EvaluatedSplit = Literal["val", "test"]
 Judge = Literal["recogniser", "verification-subject", "verification-style", "clip", "dino"]
@@ -150,14 +152,37 @@ class Bases(Section):
     pocket: BaseSections
 
 
+class StageResources(Section):
+    """What a job of each stage that fans out asks of a cluster."""
+
+    bank: Resources
+    ziplora: Resources
+    joint: Resources
+    generate: Resources
+    score: Resources
+    quality: Resources
+
+
+class BaseResources(Section):
+    """The same for every world."""
+
+    pocket: StageResources
+
+
 class Params(Section):
     """All of params.yaml. `workers` is None for one per core."""
 
     base: str
     seed: int = Field(ge=0)
+    executor: Executor
     workers: Workers
     evaluate: Evaluate
     bases: Bases
+    resources: BaseResources
+
+    def resources_of(self, stage: str) -> Resources:
+        """What a job of a stage asks of a cluster, in the base that is worked with."""
+        return getattr(getattr(self.resources, self.base), stage)
 
     @property
     def chosen(self) -> BaseSections:

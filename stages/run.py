@@ -9,10 +9,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lorarar.errors import UserError
-from slurm.fanout import TaskError
+from slurm.control import cancel
+from slurm.queue import ClusterError
+from slurm.task import TaskError
 from stages.context import Context
 
 
@@ -27,6 +30,8 @@ def run(stage: Callable[[Context], None], *arguments: str) -> None:
     parser.description = (sys.modules[stage.__module__].__doc__ or "").splitlines()[0]
     for name in arguments:
         parser.add_argument(name)
+    parser.add_argument("--plan", action="store_true", help="show what would be done, and where, and do nothing")
+    parser.add_argument("--cancel", action="store_true", help="on Ctrl-C also cancel the jobs that are in the queue")
     given = parser.parse_args()
     # Libraries' remarks on how they load would bury the chain's own lines; workers inherit this.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -34,14 +39,16 @@ def run(stage: Callable[[Context], None], *arguments: str) -> None:
     # A polite kill ends as Ctrl-C does: workers are stopped, finished tasks are kept.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        stage(Context.load([getattr(given, name) for name in arguments]))
+        stage(Context.load([getattr(given, name) for name in arguments], given.plan))
     except KeyboardInterrupt:
+        if given.cancel:
+            cancel(Path(".work"))
         _end(130, "interrupted; finished work is kept, the same command goes on from there")
-    except UserError as error:
+    except (UserError, ClusterError) as error:
         _end(1, str(error))
     except TaskError as error:
         cause = error.__cause__
-        if isinstance(cause, UserError) or _disk_is_full(cause):
+        if cause is None or isinstance(cause, UserError) or _disk_is_full(cause):
             _end(1, str(error))
         traceback.print_exception(cause)  # a defect of ours: the line alone would not help to mend it
         _end(1, str(error))

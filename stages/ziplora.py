@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lorarar.catalog import pair_name
+from slurm.element import asked_to_stop
+from slurm.task import state
 from stages.context import Context, backbone, collect
 from stages.entries import entry
 from stages.run import run
@@ -13,6 +15,7 @@ from stages.run import run
 CODE = [
     "lorarar/adapter.py",
     "lorarar/backbone.py",
+    "lorarar/checkpoint.py",
     "lorarar/formats",
     "lorarar/merge/columns.py",
     "lorarar/merge/ziplora.py",
@@ -33,6 +36,7 @@ def fit(
     seed: int,
 ) -> None:
     """Task: fit the coefficients of one pair."""
+    from lorarar.checkpoint import Checkpoint
     from lorarar.merge import columns, ziplora
 
     members = [
@@ -47,6 +51,7 @@ def fit(
         members[1].references,
         **settings,
         seed=seed,
+        checkpoint=Checkpoint(state(folder), stop=asked_to_stop),
     )
     columns.save(folder / "coefficients.safetensors", coefficients, {"method": "ziplora"})
 

@@ -15,6 +15,7 @@ from lorarar.references import References, generator
 
 if TYPE_CHECKING:
     from lorarar.backbone import Backbone
+    from lorarar.checkpoint import Checkpoint
 
 
 def merge(
@@ -38,6 +39,7 @@ def optimise(
     fidelity: Fidelity = "norm",
     orthogonality: Orthogonality = "dot",
     seed: int = 0,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, MergingLoss], None] | None = None,
 ) -> columns.Coefficients:
     """Fit m_c and m_s, starting at 1, for every layer both adapters have.
@@ -50,13 +52,17 @@ def optimise(
         lambda of Eq. 3.
     batch_size
         Noisy latents of content, and as many of style, in each step.
+    checkpoint
+        Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit.
     progress
         Called with (steps done, losses) after each step.
 
     Raises
     ------
     UserError
-        The loss stopped being a number.
+        The loss stopped being a number, or the checkpoint is not of this training.
+    Interrupted
+        The checkpoint was asked to stop.
     """
     content, style = content.to(torch.float32), style.to(torch.float32)
     coefficients: columns.Coefficients = {
@@ -67,8 +73,18 @@ def optimise(
         for path, c, s in columns.pairs(content, style)
         if c.rank and s.rank
     }
-    optimizer = torch.optim.AdamW([m for both in coefficients.values() for m in both], lr=learning_rate, fused=True)
-    for step in range(steps):
+    parameters = [m for both in coefficients.values() for m in both]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=True)
+    settings = {
+        "learning_rate": learning_rate,
+        "weight": weight,
+        "batch_size": batch_size,
+        "fidelity": fidelity,
+        "orthogonality": orthogonality,
+        "seed": seed,
+    }
+    start = checkpoint.resume(parameters, optimizer, settings) if checkpoint else 0
+    for step in range(start, steps):
         random = generator(seed, step)
         loss = merging_loss(
             backbone,
@@ -89,4 +105,6 @@ def optimise(
         optimizer.step()
         if progress:
             progress(step + 1, loss.detach())
+        if checkpoint:
+            checkpoint.after(step + 1, parameters, optimizer, settings)
     return {path: (m_c.detach(), m_s.detach()) for path, (m_c, m_s) in coefficients.items()}

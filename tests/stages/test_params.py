@@ -99,6 +99,13 @@ def test_models_that_score_may_come_from_elsewhere(tmp_path: Path, old: str, new
         ("workers: auto", "workers: -1", "workers: should be greater than 0, not -1"),
         ("seed: 0 ", "# ", "seed: is missing; add it"),
         ("seed: 0 ", "seed: 0\nseed: 1 ", "seed: appears twice; remove one"),
+        ("executor: auto", "executor: slrum", "executor: should be 'auto', 'inline', 'local' or 'slurm', not 'slrum'"),
+        (
+            "    joint: {minutes",
+            "    joitn: {minutes",
+            "resources.pocket.joitn: no key here is called 'joitn'; did you mean",
+        ),
+        ("{minutes: 60", "{minutes: 0", "resources.pocket.ziplora.minutes: should be greater than 0, not 0"),
         ("bases:", "bases: [", "not YAML"),
     ],
 )
@@ -140,3 +147,10 @@ def test_what_a_stage_keys_its_tasks_by_is_what_dvc_watches(stage: str) -> None:
         assert path.startswith(("artifacts/", "results/", "data/")) or (ROOT / path).exists(), path
     for path in code:
         assert any(path == seen or path.startswith(f"{seen}/") for seen in watched), path
+
+
+def test_each_stage_that_fans_out_has_resources() -> None:
+    fanning = {stage for stage in STAGES if "context.fan_out(" in (ROOT / f"stages/{stage}.py").read_text()}
+    params = load(ROOT / "params.yaml", CATALOG)
+    assert fanning and all(params.resources_of(stage).minutes > 0 for stage in fanning)
+    assert fanning == type(params.resources.pocket).model_fields.keys()

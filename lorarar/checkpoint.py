@@ -1,0 +1,70 @@
+"""The state of a training on disk, so that one that was interrupted goes on to the very same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorarar.errors import UserError
+from lorarar.files import atomic
+
+
+class Interrupted(Exception):
+    """A training was asked to stop. Its state is on disk, and the same call goes on from there."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where, when and whether to keep the state of a training whose steps draw from streams of their own.
+
+    Parameters
+    ----------
+    path : the file.
+    every : steps from one state to the next.
+    stop : asked after each step; when it says yes the state is kept and the training ends with `Interrupted`.
+    """
+
+    path: Path
+    every: int = 100
+    stop: Callable[[], bool] = lambda: False
+
+    def resume(self, parameters: list[Tensor], optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> int:
+        """Put the state into parameters and optimizer, if there is one; return how many steps it is after.
+
+        Raises
+        ------
+        UserError
+            The file is damaged, or of a training with other settings.
+        """
+        if not self.path.exists():
+            return 0
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            if state["settings"] != settings:
+                raise UserError(f"{self.path}: made with other settings; delete it to train from the start")
+            with torch.no_grad():
+                for parameter, value in zip(parameters, state["parameters"], strict=True):
+                    parameter.copy_(value)
+            optimizer.load_state_dict(state["optimizer"])
+            return state["step"]
+        except UserError:
+            raise
+        except Exception:  # a damaged file fails in as many ways as there are
+            raise UserError(f"{self.path}: not a state of this training; delete it to train from the start") from None
+
+    def after(
+        self, step: int, parameters: list[Tensor], optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
+    ) -> None:
+        """Keep the state if it is time, after so many steps. Raises `Interrupted` if asked to stop."""
+        stop = self.stop()
+        if stop or step % self.every == 0:
+            with atomic(self.path) as temporary:
+                state = {"step": step, "parameters": parameters, "optimizer": optimizer.state_dict()}
+                torch.save({**state, "settings": dict(settings)}, temporary)
+        if stop:
+            raise Interrupted(f"stopped after step {step}; {self.path} keeps its state")

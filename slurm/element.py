@@ -1,0 +1,113 @@
+"""What runs inside a job: some tasks, one after the other, and what is told about them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from slurm.journal import Journal
+from slurm.task import Changed, Function, Task, one_line, perform, write_json
+
+TIME_IS_UP = signal.SIGUSR2
+_received: list[int] = []
+
+
+def asked_to_stop() -> bool:
+    """Whether the job of this process has to make room: its time is almost up, or it is preempted or cancelled."""
+    return bool(_received)
+
+
+def listen() -> None:
+    """From here on signals of Slurm do not end the process: whoever does long work asks `asked_to_stop`."""
+
+    def receive(number: int, _: FrameType | None) -> None:
+        _received.append(number)
+        print(f"received {signal.Signals(number).name}", flush=True)
+
+    for number in (TIME_IS_UP, signal.SIGTERM):
+        signal.signal(number, receive)
+
+
+def requeue() -> None:
+    """Ask Slurm to run this job again from its start. Where that is not allowed, the driver submits anew."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    name = "_".join(part for part in job if part) if all(job) else os.environ["SLURM_JOB_ID"]
+    subprocess.run(["scontrol", "requeue", name], check=False, timeout=60)
+
+
+@dataclass(frozen=True)
+class Element:
+    """Tasks of one job. Small and plain, as it travels to the job in a pickle.
+
+    Parameters
+    ----------
+    function : `module:name`; found when the job runs, in the snapshot of the code made at submission.
+    tasks : all of one store.
+    folder, index : of the array it belongs to, and its place there.
+    asked : resources of the job.
+    """
+
+    function: str
+    tasks: Sequence[Task]
+    folder: Path
+    index: int
+    asked: dict[str, Any]
+
+    def __call__(self) -> None:
+        listen()
+        (self.folder / f"{self.index}.now").unlink(missing_ok=True)  # of a run before it was requeued
+        function = resolve(self.function)
+        for task in self.tasks:
+            if _received:
+                break
+            self._do(function, task)
+        if TIME_IS_UP in _received:
+            requeue()
+        if _received:
+            sys.exit(1)
+
+    def _do(self, function: Function, task: Task) -> None:
+        node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        write_json(self.folder / f"{self.index}.now", {"key": task.key, "node": node, "since": time.time()})
+        print(f"{time.strftime('%F %T')} {node}: {task.name} ({task.key})", flush=True)
+        try:
+            perform(function, task, self.asked)
+        except Exception as error:
+            if _received:  # it stopped because it was told to, and goes on later
+                return
+            traceback.print_exc()
+            lines = traceback.format_exc().splitlines()
+            memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            again = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+            failure = {
+                "reason": one_line(error),
+                "kind": "memory" if memory else "changed" if isinstance(error, Changed) else "error",
+                "again": memory or again,
+                "lines": lines[-20:],
+            }
+            Journal(task.folder.parent).fail(task.key, failure)
+
+
+def name_of(function: Function) -> str:
+    """`module:name` of a function of a module's top level, also when that module was run as a script."""
+    module = function.__module__
+    if module == "__main__":
+        specification = getattr(sys.modules["__main__"], "__spec__", None)
+        module = specification.name if specification else Path(sys.argv[0]).stem
+    return f"{module}:{function.__qualname__}"
+
+
+def resolve(name: str) -> Function:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)

@@ -1,0 +1,223 @@
+"""A Slurm of two nodes on this host, started and stopped by the tests, and a small project that uses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+DAEMONS = ("munged", "slurmctld", "slurmd")
+
+CONFIGURATION = """
+ClusterName=lab
+SlurmctldHost=localhost
+SlurmctldPort={ports[0]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=6
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+ReturnToService=2
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmdSpoolDir={folder}/spool-%n
+StateSaveLocation={folder}/state
+SchedulerType=sched/backfill
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MinJobAge=10
+KillWait=5
+SlurmdTimeout=10
+PreemptMode=REQUEUE
+PreemptType=preempt/partition_prio
+JobRequeue=1
+MaxArraySize=5
+NodeName=n[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=1 RealMemory=4000
+PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=high Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=10
+"""
+
+
+class Cluster:
+    """Its daemons by name, each of which can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("state", "spool-n1", "spool-n2"):
+            (folder / name).mkdir()
+        first = free_ports()
+        text = CONFIGURATION.format(folder=folder, ports=[first, first + 1, first + 2])
+        (folder / "slurm.conf").write_text(text)
+        os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        subprocess.run(["mungekey", "--create", f"--keyfile={folder}/munge.key"], check=True)
+        for name in ("munged", "slurmctld", "n1", "n2"):
+            self.start(name)
+        self.wait_for("idle", "n1", "n2")
+
+    def start(self, name: str) -> None:
+        folder = self.folder
+        commands = {
+            "munged": [
+                "munged", "--foreground", "--force", f"--key-file={folder}/munge.key",
+                f"--socket={folder}/munge.socket", f"--pid-file={folder}/munge.pid", f"--seed-file={folder}/munge.seed",
+            ],
+            "slurmctld": ["slurmctld", "-D", "-f", f"{folder}/slurm.conf"],
+        }  # fmt: skip
+        command = commands.get(name, ["slurmd", "-D", "-N", name, "-f", f"{folder}/slurm.conf"])
+        with (folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log)
+        if name == "munged":
+            until((folder / "munge.socket").exists)
+
+    def kill(self, name: str) -> None:
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def wait_for(self, state: str, *nodes: str) -> None:
+        until(lambda: all(call("sinfo", "-hn", node, "-p", "main", "-o", "%T").strip() == state for node in nodes))
+
+    def stop(self) -> None:
+        call("scancel", "--user=root")
+        for process in reversed(self.processes.values()):
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+PROJECT = '''
+"""Tasks that take a while, step by step, and note what they do."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from slurm.element import asked_to_stop
+from slurm.store import Store
+from slurm.resources import Resources
+from slurm.task import Task, TaskError, state
+
+
+def note(text):
+    with open("notes", "a") as file:
+        file.write(text + "\\n")
+
+
+def count(folder, name, seconds=1.0, fail=False, die=0, eat=0):
+    """Count tenths of seconds, from where an earlier attempt was."""
+    memory = state(folder)
+    done = int(memory.read_text()) if memory.exists() else 0
+    note(f"begin {name} {done} {os.environ.get('SLURM_JOB_ID')} {os.getpid()}")
+    if fail:
+        print("what it says before it fails")
+        raise ValueError("it always fails")
+    if die and done < 5:
+        memory.write_text("5")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if eat and int(os.environ["SLURM_MEM_PER_NODE"]) < eat:
+        print("slurmstepd: error: Detected 1 oom-kill event(s)", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    for step in range(done, round(seconds * 10)):
+        time.sleep(0.1)
+        if asked_to_stop():
+            memory.write_text(str(step + 1))
+            note(f"stop {name} {step + 1}")
+            raise RuntimeError("asked to stop")
+    (folder / "number").write_text(str(round(seconds * 10)))
+    note(f"end {name}")
+
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[1])
+    resources = {"minutes": 5, "memory_gb": 0.5, "cpus": 1, "gpus": 0, "parallel": 9, "retries": 2, "tasks_per_job": 1}
+    tasks = [Task(name, {"name": name, **arguments}) for name, arguments in settings["tasks"].items()]
+    try:
+        store = Store(Path(".work/lab/count"), "1")
+        store.run(count, tasks, Resources(**(resources | settings["resources"])), "count", "slurm")
+    except TaskError as error:
+        sys.exit(f"error: {error}")
+'''
+
+
+class Project:
+    """A folder from which tasks are sent to the cluster."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "work").mkdir()
+        (folder / "work/__init__.py").touch()
+        (folder / "work/tasks.py").write_text(PROJECT)
+
+    def begin(self, tasks: dict[str, dict[str, Any]], **resources: Any) -> subprocess.Popen[str]:
+        """Start a driver."""
+        settings = json.dumps({"tasks": tasks, "resources": resources})
+        return subprocess.Popen(
+            [sys.executable, "-m", "work.tasks", settings],
+            cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+
+    def finish(self, driver: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str]:
+        output, errors = driver.communicate(timeout=timeout)
+        assert "sacct" not in errors and "Warning" not in errors, "a cluster without accounting is nothing to warn of"
+        return driver.returncode, output + errors
+
+    def run(self, tasks: dict[str, dict[str, Any]], **resources: Any) -> str:
+        status, output = self.finish(self.begin(tasks, **resources))
+        assert status == 0, output
+        return output
+
+    def notes(self, what: str) -> list[list[str]]:
+        """Words of all notes of one kind."""
+        path = self.folder / "notes"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line.split()[1:] for line in lines if line.startswith(f"{what} ")]
+
+    def results(self) -> dict[str, str]:
+        done = [path for path in self.folder.glob(".work/lab/count/*/number") if not path.parent.name.startswith(".")]
+        return {json.loads((path.parent / ".task.json").read_text())["name"]: path.read_text() for path in done}
+
+    def jobs(self) -> list[str]:
+        """Ids of all submitted arrays."""
+        paths = sorted(self.folder.glob(".work/lab/count/.jobs/arrays/*/job.json"))
+        return [json.loads(path.read_text())["id"] for path in paths]
+
+    def slurm(self, *words: str) -> str:
+        return call(sys.executable, "-m", "slurm", *words, cwd=self.folder)
+
+
+def call(*command: str, cwd: Path | None = None) -> str:
+    done = subprocess.run(command, cwd=cwd, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.stdout
+
+
+def until(condition: Callable[[], Any], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.2)
+
+
+def free_ports() -> int:
+    """The first of three ports that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return min(one.getsockname()[1], 65000)
