@@ -13,10 +13,14 @@ from random import Random
 from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.files import sha256, write_json
-from lorarar.report import scores
+from lorarar.report.scores import Row, read
 from lorarar.study.manifest import Item, Manifest, Option, Scenario
 
 Pair = tuple[str, str]
+
+
+class NothingToCompare(UserError):
+    """The images there are do not suffice for the study asked for."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,10 @@ class Sources:
     references: Path
     split: str
 
-    def rows(self, method: str) -> dict[Pair, list[scores.Row]]:
+    def rows(self, method: str) -> dict[Pair, list[Row]]:
         """Scores of a method's images by pair."""
-        found: dict[Pair, list[scores.Row]] = {}
-        for row in scores.read(self.scores / f"{method}-{self.split}.csv"):
+        found: dict[Pair, list[Row]] = {}
+        for row in read(self.scores / f"{method}-{self.split}.csv"):
             found.setdefault((row.subject, row.style), []).append(row)
         return found
 
@@ -76,7 +80,8 @@ def build(
 
     Raises
     ------
-    UserError : something is missing, or there is nothing to compare.
+    UserError : something is missing.
+    NothingToCompare : too few images that the judge accepted.
     """
     if out.exists():
         raise UserError(f"{out}: exists; a study is never changed, give another name or remove it")
@@ -88,14 +93,14 @@ def build(
     chosen = _pairs(rows, methods, pairs)
     names: dict[Option, str] = {}
 
-    def option(method: str, row: scores.Row) -> Option:
+    def option(method: str, row: Row) -> Option:
         key = Option(method=method, subject=row.subject, style=row.style, index=row.index, image="0" * 24)
         return key.model_copy(update={"image": names.setdefault(key, secrets.token_hex(12))})
 
     items: list[Item] = []
     left_out: list[str] = []
     for pair in chosen:
-        shown: dict[str, scores.Row] = {}
+        shown: dict[str, Row] = {}
         for method in methods:
             found = [row for row in rows[method][pair] if row.right or scenario == "random"]
             if found:
@@ -108,7 +113,9 @@ def build(
                 first, second = (option(method, shown[method]) for method in both)
                 items.append(Item(kind="pair", subject=pair[0], style=pair[1], options=(first, second)))
     if not items:
-        raise UserError(f"{sources.scores}: no pair has accepted images of two methods; take the scenario random")
+        raise NothingToCompare(
+            f"{sources.scores}: no pair has accepted images of two methods; take the scenario random"
+        )
 
     random = Random(f"{seed} checks")
     known = [(m, row) for m in ([checks_from] if checks_from else methods) for pair in chosen for row in rows[m][pair]]
@@ -121,7 +128,7 @@ def build(
             both_options = (option(method, row), option(*random.choice(wrong)))
             items.append(Item(kind="check", subject=row.subject, style=row.style, options=both_options))
     if (made := sum(item.kind == "check" for item in items)) < checks:
-        raise UserError(
+        raise NothingToCompare(
             f"{sources.scores}: accepted images suffice for {made} checks; ask for that many, or --checks-from"
         )
     example = _example(right, known, option)
@@ -153,9 +160,7 @@ def build(
     return manifest
 
 
-def _pairs(
-    rows: dict[str, dict[Pair, list[scores.Row]]], methods: Sequence[str], names: Sequence[str] | None
-) -> list[Pair]:
+def _pairs(rows: dict[str, dict[Pair, list[Row]]], methods: Sequence[str], names: Sequence[str] | None) -> list[Pair]:
     """Pairs that all methods have."""
     known = {"+".join(pair): pair for pair in rows[methods[0]]}
     for name in names or known:
@@ -174,4 +179,6 @@ def _example(right, known, option) -> Item:
             if wrong.style_yes and wrong.style == row.style and wrong.subject != row.subject:
                 options = (option(other, wrong), option(method, row))
                 return Item(kind="check", subject=row.subject, style=row.style, options=options)
-    raise UserError("the worked example needs two subjects in one style, one accepted by the judge; see --checks-from")
+    raise NothingToCompare(
+        "the worked example needs two subjects in one style, one accepted by the judge; see --checks-from"
+    )

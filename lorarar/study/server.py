@@ -216,15 +216,15 @@ def _admit(storage: Storage, token: str) -> None:
 
 def _progress(study: Study, storage: Storage, token: str) -> str:
     """The admin page: how far every rater and every comparison is."""
-    raters = []
+    raters: list[list[Any]] = []
     for rater in storage.raters():
         answers = storage.answers(rater)
         state = "finished" if rater.finished is not None else "under way" if answers else "not begun"
         raters.append([rater.name, len(answers), len(storage.slots(rater)), state])
     counts: dict[tuple[str, str, str], int] = {}
-    for vote in storage.votes():
-        if vote.kind == "pair":
-            key = (vote.subject, vote.style, " and ".join(vote.methods))
+    for cast in storage.votes():
+        if cast.kind == "pair":
+            key = (cast.subject, cast.style, " and ".join(cast.methods))
             counts[key] = counts.get(key, 0) + 1
     pairs = [
         [spoken(item.subject), spoken(item.style), both, counts.get((item.subject, item.style, both), 0)]

@@ -179,7 +179,10 @@ class Storage:
     def answers(self, rater: Rater) -> dict[int, Answer]:
         """The answer that counts at each position that has one."""
         query = "SELECT position, choice, seconds, time, revision FROM votes WHERE rater = ? ORDER BY revision"
-        return {row[0]: Answer(*row[1:4], row[4] + 1) for row in self._all(query, rater.name)}
+        return {
+            position: Answer(choice, seconds, when, revision + 1)
+            for position, choice, seconds, when, revision in self._all(query, rater.name)
+        }
 
     def vote(self, token: str, ballot: Ballot) -> None:
         """Record an answer; when this returns, it is on disk.

@@ -107,7 +107,7 @@ def read_csv(path: Path | str) -> list[Vote]:
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(file, restkey="(too many values)", restval="", strict=True)
             header = list(reader.fieldnames or [])
             rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
@@ -124,8 +124,8 @@ def read_csv(path: Path | str) -> list[Vote]:
     simulated: dict[str, int] = {}
     for line, row in rows:
         try:
-            vote = Vote(**{name: value for name, value in row.items() if value != ""})
-        except (ValidationError, TypeError) as error:
+            vote = Vote.model_validate({name: value for name, value in row.items() if value != ""})
+        except ValidationError as error:
             raise UserError(f"{path}:{line}: {_explain(error)}") from None
         # A check is asked once, a repeat too; but two checks of one pair may differ in what they show.
         key = (vote.rater, vote.kind, *vote.question) if vote.kind != "check" else (line,)
@@ -159,9 +159,7 @@ def check_against(path: Path | str, votes: Sequence[Vote], study: Study) -> None
             raise UserError(f"{path}: {vote.rater} compares {what}, which {study.folder} does not")
 
 
-def _explain(error: ValidationError | TypeError) -> str:
-    if isinstance(error, TypeError):
-        return "more values than columns"
+def _explain(error: ValidationError) -> str:
     problem = error.errors()[0]
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if problem["type"] == "missing":
