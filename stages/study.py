@@ -64,9 +64,9 @@ def main(context: Context) -> None:
         hashes = ", ".join(f"{name} `{fingerprint(paths)[:12]}`" for name, paths in made_from.items() if paths)
         provenance = f"Made from: base `{context.base}`, seed {context.params.seed}, {hashes}."
         report.write(hidden / kind, votes, scores, seed, resamples, paper, provenance)
-    # Votes collected are in data/ already.
-    names = [f"{kind}/{name}" for kind in makers for name in ("results.md", "results.json", "votes.csv")]
-    kept = {name: hidden / name for name in names if name != "ratings/votes.csv" and (hidden / name).exists()}
+    # Votes collected are in data/ already, and those of the panel are nothing to keep.
+    names = [f"{kind}/{name}" for kind in makers for name in ("results.md", "results.json")]
+    kept = {name: hidden / name for name in names if (hidden / name).exists()}
     collect(context.results / "study", kept)
 
 

@@ -27,7 +27,7 @@ def panel(storage: Storage, truth: Sequence[tuple[float, float]], raters: int, s
     """
     random = np.random.default_rng(seed)
     for number, rater in enumerate(storage.invite(raters, simulated=True), start=1):
-        noise, threshold, lean = random.uniform(0.3, 0.8), random.uniform(0.3, 0.7), random.normal(0, 0.1)
+        noise, threshold, lean = random.uniform(0.1, 0.4), random.uniform(0.3, 0.7), random.normal(0, 0.1)
         for position, slot in enumerate(storage.slots(rater)):
             left, right = reversed(truth[slot.item]) if slot.swapped else truth[slot.item]
             # Noise of two images; drawn in any case, so that one rater's answers do not move the next one's.

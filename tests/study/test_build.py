@@ -48,10 +48,11 @@ def test_the_best_are_images_that_the_judge_accepted(make) -> None:
 
 
 def test_random_images_come_from_the_seed(make) -> None:
+    studies = [make(name=name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
     chosen = [
-        [option.model_copy(update={"image": ""}) for item in make(name=name, seed=seed).manifest.items for option in item.options]
-        for name, seed in (("a", 1), ("b", 1), ("c", 2))
-    ]  # fmt: skip
+        [option.model_copy(update={"image": ""}) for item in study.manifest.items for option in item.options]
+        for study in studies
+    ]
     assert chosen[0] == chosen[1] != chosen[2]
     assert {option.index for option in chosen[0]} == {0, 1}
 
@@ -149,4 +150,8 @@ def test_a_study_that_changed_is_refused(study: Study) -> None:
 
 
 def test_names_are_spoken() -> None:
-    assert [spoken(name) for name in ("oil_painting2", "cat", "3d_rendering4")] == ["oil painting", "cat", "3d rendering"]
+    assert [spoken(name) for name in ("oil_painting2", "cat", "3d_rendering4")] == [
+        "oil painting",
+        "cat",
+        "3d rendering",
+    ]

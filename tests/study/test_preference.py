@@ -53,7 +53,9 @@ def test_strengths_are_the_library_s(seed: int) -> None:
 
 def test_strengths_of_two_are_their_shares_and_ties_are_half_wins() -> None:
     assert bradley_terry(np.array([[0, 30.0], [10, 0]])) == pytest.approx([0.75, 0.25])
-    assert bradley_terry(np.array([[[0, 5.0], [5, 0]], [[0, 4.0], [0, 0]]])) == pytest.approx(np.array([[0.5, 0.5], [1, 0]]))
+    assert bradley_terry(np.array([[[0, 5.0], [5, 0]], [[0, 4.0], [0, 0]]])) == pytest.approx(
+        np.array([[0.5, 0.5], [1, 0]])
+    )
 
 
 def test_methods_that_never_met_have_no_common_scale() -> None:

