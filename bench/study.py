@@ -1,6 +1,8 @@
-"""How long a vote takes when fifty raters vote at once: `PYTHONPATH=.:tests/study python bench/study.py`. Exits with 1 above 100 ms at p95.
+"""How long a vote takes when fifty raters vote at once. Exits with 1 above 100 ms at p95.
 
-Each rater answers some forty times as fast as a person (every 0.1 s on average), over the loopback.
+PYTHONPATH=.:tests/study python bench/study.py
+
+Each rater answers every half second on average, ten times as fast as a person, over the loopback.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 from running import Running
 from test_load import RATERS, rate, recorded
 
@@ -24,7 +27,7 @@ def main() -> None:
     sources = Sources(artifacts / "generate", artifacts / "score", artifacts / "images", "test")
     with tempfile.TemporaryDirectory() as folder:
         study = Path(folder) / "study"
-        build(study, sources, ["direct", "ziplora", "lorarar"], checks_from="truth")
+        build(study, sources, ["direct", "ziplora"], checks_from="truth")
         storage = Storage(Study.load(study))
         raters = storage.invite(RATERS)
         storage.close()
@@ -33,11 +36,12 @@ def main() -> None:
         seconds: list[float] = []
 
         async def everybody() -> None:
-            await asyncio.gather(*(rate(server.url, rater, 0.1, acknowledged, seconds) for rater in raters))
+            await asyncio.gather(*(rate(server.url, rater, 0.5, acknowledged, seconds) for rater in raters))
 
         begun = time.perf_counter()
         try:
             asyncio.run(everybody())
+            used = sum(psutil.Process(server.process.pid).cpu_times()[:2])
         finally:
             server.kill()
         wall = time.perf_counter() - begun
@@ -45,6 +49,7 @@ def main() -> None:
     ordered = sorted(seconds)
     p50, p95, p99 = (1000 * ordered[int(len(ordered) * share)] for share in (0.5, 0.95, 0.99))
     print(f"{len(ordered)} votes of {RATERS} raters in {wall:.1f} s, {len(ordered) / wall:.0f} a second, none lost")
+    print(f"the server's processor time, its start included: {1000 * used / len(ordered):.2f} ms a vote")
     print(f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms, slowest {1000 * ordered[-1]:.1f} ms")
     raise SystemExit(p95 > 100)
 

@@ -67,7 +67,7 @@ def document(figures: Mapping[str, Any], paper: Mapping[str, float], provenance:
     parts += _raters(figures["raters"], who)
     parts.append(
         "Intervals are of 95%: of whole subject-style pairs resampled; of shares of options and of repeats, Wilson's. "
-        "Raters are taken as they are, so that the intervals say nothing about other raters."
+        "Those who voted are taken as they are: the intervals say nothing about others."
     )
     if provenance:
         parts.append(provenance)
