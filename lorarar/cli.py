@@ -1,5 +1,5 @@
-"""The command `lorarar`: merge two LoRA files into one, look into files, list methods, convert formats, and score
-pictures.
+"""The command `lorarar`: merge two LoRA files into one, look into files, list methods, convert formats, score
+pictures, and have people compare them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from lorarar.errors import UserError
+from lorarar.study.cli import app as study
 
 app = typer.Typer(
     add_completion=False,
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Merge a content and a style LoRA of one base model into one file, and score the pictures it makes.",
 )
+app.add_typer(study, name="study")
 
 
 class Format(StrEnum):

@@ -146,6 +146,16 @@ class Evaluate(Section):
     pairs: Names
 
 
+class Study(Section):
+    """The human study, and the panel of simulated raters that exercises it."""
+
+    methods: list[str] = Field(min_length=2)
+    repeats: int = Field(ge=0)
+    checks: int = Field(ge=0)
+    raters: PositiveInt
+    resamples: PositiveInt
+
+
 class Bases(Section):
     """The worlds there are."""
 
@@ -177,6 +187,7 @@ class Params(Section):
     executor: Executor
     workers: Workers
     evaluate: Evaluate
+    study: Study
     bases: Bases
     resources: BaseResources
 
@@ -235,6 +246,7 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
     evaluate = params.evaluate
     yield from _names(("evaluate", "methods"), "method", evaluate.methods, [*METHODS, *CONTROLS])
     yield from _names(("evaluate", "splits"), "split", evaluate.splits, get_args(EvaluatedSplit))
+    yield from _names(("study", "methods"), "method", params.study.methods, [*METHODS, *CONTROLS])
     for name in bases:
         base, key = getattr(params.bases, name), ("bases", name)
         yield from _names((*key, "bank", "subjects"), "subject", base.bank.subjects, list(catalog.subjects))

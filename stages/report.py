@@ -97,7 +97,7 @@ def _provenance(context: Context, judge: str) -> tables.Provenance:
         stages = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"dvc.lock: cannot be read ({error!r}); run this stage by `dvc repro report`") from None
-    used = [stage for name, stage in stages.items() if name.partition("@")[0] not in ("base", "report")]
+    used = [stage for name, stage in stages.items() if name.partition("@")[0] not in ("base", "study", "report")]
     read = {item["path"]: item.get("md5") for stage in used for item in stage.get("deps", [])}
     code = {path: md5 for path, md5 in read.items() if path.startswith(("lorarar/", "stages/", "slurm/"))}
     data = {path: md5 for path, md5 in read.items() if path.startswith("data/")}

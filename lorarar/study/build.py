@@ -1,0 +1,184 @@
+"""Build a study from generated images, their scores and the references."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from random import Random
+
+from lorarar import pictures
+from lorarar.errors import UserError
+from lorarar.files import sha256, write_json
+from lorarar.report.scores import Row, read
+from lorarar.study.manifest import Item, Manifest, Option, Scenario
+
+Pair = tuple[str, str]
+
+
+class NothingToCompare(UserError):
+    """The images there are do not suffice for the study asked for."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a study is made from, laid out as the benchmark lays them out.
+
+    Attributes
+    ----------
+    images : `<method>/<split>/<subject>+<style>/<NN>.png`.
+    scores : `<method>-<split>.parquet`, as the stage `score` writes them.
+    references : `subjects/<name>/00.png` and `styles/<name>/00.png`.
+    """
+
+    images: Path
+    scores: Path
+    references: Path
+    split: str
+
+    def rows(self, method: str) -> dict[Pair, list[Row]]:
+        """Scores of a method's images by pair."""
+        found: dict[Pair, list[Row]] = {}
+        for row in read(self.scores / f"{method}-{self.split}.parquet"):
+            found.setdefault((row.subject, row.style), []).append(row)
+        return found
+
+    def image(self, option: Option) -> Path:
+        """File of a generated image."""
+        folder = self.images / option.method / self.split / f"{option.subject}+{option.style}"
+        return folder / f"{option.index:02}.png"
+
+
+def build(
+    out: Path,
+    sources: Sources,
+    methods: Sequence[str],
+    *,
+    scenario: Scenario = "random",
+    pairs: Sequence[str] | None = None,
+    repeats: int = 3,
+    checks: int = 3,
+    checks_from: str | None = None,
+    seed: int = 0,
+) -> Manifest:
+    """Write a study: `manifest.json` and `images/`, each picture under a name that tells nothing.
+
+    One image of each method stands for a pair in all its comparisons (section 4). The names are drawn anew in every
+    build: whoever knows the seed could otherwise tell the methods by them.
+
+    Parameters
+    ----------
+    methods : compared each with each.
+    scenario : `random` takes any image; `best` one of those that the judge accepted.
+    pairs : `<subject>+<style>` to keep; all by default.
+    repeats : comparisons that each rater sees twice.
+    checks : comparisons of an accepted image of the pair with one of another subject in another style.
+    checks_from : a method whose accepted images make the checks and the example; by default any of `methods`.
+
+    Raises
+    ------
+    UserError : something is missing.
+    NothingToCompare : too few images that the judge accepted.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists; a study is never changed, give another name or remove it")
+    if len(set(methods)) < 2 or len(set(methods)) != len(methods):
+        raise UserError("a study compares two or more different methods; name each once")
+    rows = {
+        method: sources.rows(method) for method in dict.fromkeys([*methods, *([checks_from] if checks_from else [])])
+    }
+    chosen = _pairs(rows, methods, pairs)
+    names: dict[Option, str] = {}
+
+    def option(method: str, row: Row) -> Option:
+        key = Option(method=method, subject=row.subject, style=row.style, index=row.index, image="0" * 24)
+        return key.model_copy(update={"image": names.setdefault(key, secrets.token_hex(12))})
+
+    items: list[Item] = []
+    left_out: list[str] = []
+    for pair in chosen:
+        shown: dict[str, Row] = {}
+        for method in methods:
+            found = [row for row in rows[method][pair] if row.right or scenario == "random"]
+            if found:
+                shown[method] = Random(f"{seed} {scenario} {method} {pair}").choice(found)
+        for both in combinations(methods, 2):
+            without = [method for method in both if method not in shown]
+            if without:
+                left_out.append(f"{'+'.join(pair)}: {' and '.join(both)}: the judge accepted no image of {without[0]}")
+            else:
+                first, second = (option(method, shown[method]) for method in both)
+                items.append(Item(kind="pair", subject=pair[0], style=pair[1], options=(first, second)))
+    if not items:
+        raise NothingToCompare(
+            f"{sources.scores}: no pair has accepted images of two methods; take the scenario random"
+        )
+
+    random = Random(f"{seed} checks")
+    known = [(m, row) for m in ([checks_from] if checks_from else methods) for pair in chosen for row in rows[m][pair]]
+    right = [(method, row) for method, row in known if row.right]
+    random.shuffle(right)
+    one_each = {(row.subject, row.style): (method, row) for method, row in right}
+    for method, row in list(one_each.values())[:checks]:
+        wrong = [(m, r) for m, r in right if r.subject != row.subject and r.style != row.style]
+        if wrong:
+            both_options = (option(method, row), option(*random.choice(wrong)))
+            items.append(Item(kind="check", subject=row.subject, style=row.style, options=both_options))
+    if (made := sum(item.kind == "check" for item in items)) < checks:
+        raise NothingToCompare(
+            f"{sources.scores}: accepted images suffice for {made} checks; ask for that many, or --checks-from"
+        )
+    example = _example(right, known, option)
+
+    of_subjects = {f"subjects/{item.subject}" for item in (*items, example)}
+    of_styles = {f"styles/{item.style}" for item in (*items, example)}
+    references = {name: secrets.token_hex(12) for name in sorted(of_subjects | of_styles)}
+    files = {image: sources.references / name / "00.png" for name, image in references.items()}
+    files |= {image: sources.image(option) for option, image in names.items()}
+    hidden = out.with_name(f".{out.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    for image, path in files.items():
+        # Written anew: what a generator leaves in a file's metadata stays behind.
+        pictures.write(hidden / "images" / f"{image}.png", pictures.read(path))
+    manifest = Manifest(
+        scenario=scenario,
+        split=sources.split,
+        seed=seed,
+        methods=list(methods),
+        repeats=repeats,
+        items=items,
+        example=example,
+        references=references,
+        left_out=left_out,
+        images={image: sha256(hidden / "images" / f"{image}.png") for image in sorted(files)},
+    )
+    write_json(hidden / "manifest.json", manifest.model_dump())
+    hidden.rename(out)
+    return manifest
+
+
+def _pairs(rows: dict[str, dict[Pair, list[Row]]], methods: Sequence[str], names: Sequence[str] | None) -> list[Pair]:
+    """Pairs that all methods have."""
+    known = {"+".join(pair): pair for pair in rows[methods[0]]}
+    for name in names or known:
+        if name not in known:
+            raise UserError(f"no images of a pair called {name!r}; known: {', '.join(list(known)[:5])} ...")
+        for method, by_pair in rows.items():
+            if known[name] not in by_pair:
+                raise UserError(f"{method}: no scores of the pair {name}; leave one of the two out")
+    return [known[name] for name in dict.fromkeys(names or known)]
+
+
+def _example(right, known, option) -> Item:
+    """Two images in a style, the second of the subject asked for: as Figure A4's."""
+    for method, row in right:
+        for other, wrong in known:
+            if wrong.style_yes and wrong.style == row.style and wrong.subject != row.subject:
+                options = (option(other, wrong), option(method, row))
+                return Item(kind="check", subject=row.subject, style=row.style, options=options)
+    raise NothingToCompare(
+        "the worked example needs two subjects in one style, one accepted by the judge; see --checks-from"
+    )

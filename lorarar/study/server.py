@@ -1,0 +1,272 @@
+"""The web app: one page for raters, one for whoever runs the study, and the few addresses they ask."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import sqlite3
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lorarar.errors import UserError
+from lorarar.study.manifest import Item, Study, spoken
+from lorarar.study.storage import Ballot, Refusal, Storage
+from lorarar.study.votes import as_csv, as_json
+
+LARGEST = 2048
+"""Bytes of a request's body; a vote has some 120."""
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    # Addresses hold tokens.
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "X-Robots-Tag": "noindex",
+}
+TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+class Guard:
+    """Adds the security headers to every answer, and refuses bodies that are too large before they are read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                given = {name for name, _ in message["headers"]}
+                extra = {"Cache-Control": "no-store", **HEADERS}
+                message["headers"] = [
+                    *message["headers"],
+                    *((k.lower().encode(), v.encode()) for k, v in extra.items() if k.lower().encode() not in given),
+                ]
+            await send(message)
+
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
+        if b"transfer-encoding" in headers:
+            refusal = _error(411, "A body needs its length in the header.")
+        elif not length.isdigit() or int(length) > LARGEST:
+            refusal = _error(413, f"The body is larger than {LARGEST} bytes.")
+        else:
+            return await self.app(scope, receive, guarded)
+        return await refusal(scope, receive, guarded)
+
+
+def create_app(study: Study, storage: Storage) -> FastAPI:
+    """The app of one study.
+
+    All of it runs in one thread: a vote takes the database well below a millisecond, and nothing needs a lock.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard)
+    pages = files("lorarar.study") / "pages"
+    static = {page.name: page.read_bytes() for page in pages.iterdir() if Path(page.name).suffix in TYPES}
+    page = (pages / "rater.html").read_text(encoding="utf-8")
+    items = study.manifest.items
+
+    @app.get("/")
+    async def root() -> Response:
+        return _error_page(404, "There is nothing here. Use the link that was sent to you.")
+
+    @app.get("/static/{name}")
+    async def resource(name: str) -> Response:
+        if name not in static:
+            raise HTTPException(404)
+        return Response(static[name], media_type=TYPES[Path(name).suffix], headers={"Cache-Control": "max-age=300"})
+
+    @app.get("/image/{name}")
+    async def image(name: str) -> Response:
+        try:
+            content = study.image(name)
+        except KeyError:
+            raise Refusal(404, "There is no such image.") from None
+        return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=86400, immutable"})
+
+    @app.get("/r/{token}")
+    async def rater(token: str) -> Response:
+        try:
+            storage.rater(token)
+        except Refusal as refusal:
+            return _error_page(refusal.status, str(refusal))
+        return HTMLResponse(page)
+
+    @app.get("/api/{token}")
+    async def state(token: str) -> dict[str, Any]:
+        who = storage.rater(token)
+        answers = storage.answers(who)
+        slots = []
+        for position, slot in enumerate(storage.slots(who)):
+            answer = answers.get(position)
+            slots.append(
+                _shown(study, items[slot.item], slot.swapped)
+                | {"choice": answer and answer.choice, "revision": answer.revisions if answer else 0}
+            )
+        example = _shown(study, study.manifest.example, False)
+        return {"finished": who.finished is not None, "example": example, "slots": slots}
+
+    @app.post("/api/{token}/vote")
+    async def vote(token: str, ballot: Ballot) -> dict[str, Any]:
+        storage.vote(token, ballot)
+        return {"position": ballot.position, "revision": ballot.revision + 1, "choice": ballot.choice}
+
+    @app.post("/api/{token}/finish")
+    async def finish(token: str) -> dict[str, Any]:
+        storage.finish(token)
+        return {"finished": True}
+
+    @app.get("/admin/{token}")
+    async def admin(token: str) -> Response:
+        _admit(storage, token)
+        return HTMLResponse(_progress(study, storage, token))
+
+    @app.get("/admin/{token}/votes.csv")
+    async def votes_csv(token: str) -> Response:
+        _admit(storage, token)
+        return PlainTextResponse(as_csv(storage.votes()), media_type="text/csv", headers=_attached("votes.csv"))
+
+    @app.get("/admin/{token}/votes.json")
+    async def votes_json(token: str) -> Response:
+        _admit(storage, token)
+        return Response(as_json(storage.votes()), media_type="application/json", headers=_attached("votes.json"))
+
+    @app.exception_handler(Refusal)
+    async def refused(_: Request, refusal: Refusal) -> Response:
+        return _error(refusal.status, str(refusal))
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> Response:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"][1:])
+        return _error(422, f"Not a vote: {place}: {problem['msg']}.")
+
+    @app.exception_handler(HTTPException)
+    async def unknown(_: Request, error: HTTPException) -> Response:
+        return _error(error.status_code, "There is nothing here." if error.status_code == 404 else str(error.detail))
+
+    @app.exception_handler(sqlite3.Error)
+    async def unwritten(_: Request, error: sqlite3.Error) -> Response:
+        print(f"error: {storage.path}: {error}", flush=True)
+        return _error(503, "The answer cannot be saved at the moment.")
+
+    @app.exception_handler(UserError)
+    async def changed(_: Request, error: UserError) -> Response:
+        print(f"error: {error}", flush=True)
+        return _error(500, "This image has changed since the study began and is not shown.")
+
+    return app
+
+
+def serve(study: Study, host: str, port: int) -> None:
+    """Serve a study until Ctrl-C.
+
+    Raises
+    ------
+    UserError : the address cannot be had, or the database is another study's.
+    """
+    storage = Storage(study)
+    try:
+        listener = socket.create_server((host, port), backlog=512)
+    except OSError as error:
+        raise UserError(f"{host}:{port}: cannot listen there ({error.strerror}); give another --port") from None
+    place = f"http://{host}:{listener.getsockname()[1]}"
+    waiting = "" if storage.raters() else "; `lorarar study invite` makes links for raters"
+    print(f"{study.folder}: {len(study.manifest.items)} comparisons at {place}{waiting}", flush=True)
+    print(f"progress and export: {place}/admin/{storage.admin}", flush=True)
+    config = uvicorn.Config(
+        create_app(study, storage), log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+    storage.close()
+
+
+def _shown(study: Study, item: Item, swapped: bool) -> dict[str, Any]:
+    """An item as the page gets it: nothing in it tells a method, or a check from a comparison."""
+    references = study.manifest.references
+    images = [option.image for option in item.options]
+    return {
+        "subject": {"name": spoken(item.subject), "image": references[f"subjects/{item.subject}"]},
+        "style": {"name": spoken(item.style), "image": references[f"styles/{item.style}"]},
+        "options": images[::-1] if swapped else images,
+    }
+
+
+def _admit(storage: Storage, token: str) -> None:
+    if not secrets.compare_digest(token.encode(), storage.admin.encode()):
+        raise Refusal(404, "This link is not known.")
+
+
+def _progress(study: Study, storage: Storage, token: str) -> str:
+    """The admin page: how far every rater and every comparison is."""
+    raters: list[list[Any]] = []
+    for rater in storage.raters():
+        answers = storage.answers(rater)
+        state = "finished" if rater.finished is not None else "under way" if answers else "not begun"
+        raters.append([rater.name, len(answers), len(storage.slots(rater)), state])
+    counts: dict[tuple[str, str, str], int] = {}
+    for cast in storage.votes():
+        if cast.kind == "pair":
+            key = (cast.subject, cast.style, " and ".join(cast.methods))
+            counts[key] = counts.get(key, 0) + 1
+    pairs = [
+        [spoken(item.subject), spoken(item.style), both, counts.get((item.subject, item.style, both), 0)]
+        for item in study.manifest.items
+        if item.kind == "pair"
+        for both in [" and ".join(sorted(option.method for option in item.options))]
+    ]
+    simulated = any(rater.simulated == "1" for rater in storage.raters())
+    notice = "<p class='notice'>These raters are simulated.</p>" if simulated else ""
+    done = sum(row[1] for row in raters)
+    return _document(
+        "Progress of the study",
+        f"""<main class="admin"><h1>Progress of the study</h1>{notice}
+        <p>{len(raters)} raters, {done} answers. Scenario: {study.manifest.scenario}.
+        Export: <a href="/admin/{token}/votes.csv">votes.csv</a>, <a href="/admin/{token}/votes.json">votes.json</a></p>
+        <h2>Raters</h2>{_table(["Rater", "Answered", "Of", "State"], raters)}
+        <h2>Comparisons</h2>{_table(["Subject", "Style", "Methods", "Votes"], pairs)}</main>""",
+    )
+
+
+def _table(header: list[str], rows: list[list[Any]]) -> str:
+    head = "".join(f"<th scope='col'>{escape(text)}</th>" for text in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _document(title: str, body: str) -> str:
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{escape(title)}</title><link rel="icon" href="/static/icon.svg">'
+        f'<link rel="stylesheet" href="/static/style.css"></head><body>{body}</body></html>'
+    )
+
+
+def _error(status: int, message: str) -> Response:
+    return JSONResponse({"error": message}, status)
+
+
+def _error_page(status: int, message: str) -> Response:
+    return HTMLResponse(_document("Study", f'<main class="card"><h1>Sorry</h1><p>{escape(message)}</p></main>'), status)
+
+
+def _attached(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f"attachment; filename={name}"}

@@ -1,0 +1,167 @@
+"""Votes as a table: what the server exports, what labs bring, and what the analysis reads. See data/study/README.md."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lorarar.errors import UserError
+from lorarar.files import atomic
+from lorarar.study.manifest import Scenario, Study
+
+Choice = Literal["1", "similar", "2"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
+
+
+class Vote(BaseModel):
+    """One answer of one rater. `method_1` is what *Option 1* was made by, whichever side that is.
+
+    Attributes
+    ----------
+    image_1, image_2 : numbers of the images among those of their method and pair; None where they are not known.
+    kind : `repeat` is a comparison the rater had answered before, `check` one whose answer is known: `expected`.
+    seconds : from when both images were visible until the answer.
+    time : of the answer, ISO 8601 in UTC.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    rater: Name
+    subject: Name
+    style: Name
+    method_1: Name
+    method_2: Name
+    choice: Choice
+    image_1: int | None = Field(None, ge=0)
+    image_2: int | None = Field(None, ge=0)
+    scenario: Scenario = "random"
+    kind: Literal["pair", "repeat", "check"] = "pair"
+    expected: Literal["1", "2"] | None = None
+    seconds: float | None = Field(None, ge=0)
+    time: str = Field("", max_length=40)
+    simulated: Literal["0", "1"] = "0"
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Vote:
+        if self.kind != "check" and self.method_1 == self.method_2:
+            raise ValueError(f"method_1 and method_2 are both {self.method_1}")
+        if (self.kind == "check") != (self.expected is not None):
+            raise ValueError("expected belongs to checks, and every check has it")
+        return self
+
+    @property
+    def methods(self) -> tuple[str, str]:
+        """Both, in the order of their names."""
+        return (self.method_1, self.method_2) if self.method_1 <= self.method_2 else (self.method_2, self.method_1)
+
+    @property
+    def preference(self) -> int:
+        """1 where the first of `methods` is better, -1 where the second, 0 where they are similar."""
+        seen = {"1": 1, "similar": 0, "2": -1}[self.choice]
+        return seen if self.method_1 == self.methods[0] else -seen
+
+    @property
+    def question(self) -> tuple[Any, ...]:
+        """What was asked, whichever side each image was on."""
+        sides = sorted([(self.method_1, self.image_1 or 0), (self.method_2, self.image_2 or 0)])
+        return (self.scenario, self.subject, self.style, *sides)
+
+
+COLUMNS = list(Vote.model_fields)
+REQUIRED = [name for name, field in Vote.model_fields.items() if field.is_required()]
+
+
+def write_csv(path: Path, votes: Iterable[Vote]) -> None:
+    """Write votes as CSV; what is not known is left empty."""
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(as_csv(votes))
+
+
+def as_csv(votes: Iterable[Vote]) -> str:
+    """Votes as CSV."""
+    import io
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(vote.model_dump() for vote in votes)
+    return text.getvalue()
+
+
+def as_json(votes: Iterable[Vote]) -> str:
+    """Votes as a JSON list of objects."""
+    return json.dumps([vote.model_dump() for vote in votes], indent=1) + "\n"
+
+
+def read_csv(path: Path | str) -> list[Vote]:
+    """Read a table of votes, from here or from elsewhere.
+
+    Raises
+    ------
+    UserError : not such a table; the message names the line and the column.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restkey="(too many values)", restval="", strict=True)
+            header = list(reader.fieldnames or [])
+            rows = [(reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV table in UTF-8 ({error})") from None
+    for name in header:
+        if name not in COLUMNS:
+            raise UserError(f"{path}: unknown column {name!r}; known: {', '.join(COLUMNS)}")
+    if missing := [name for name in REQUIRED if name not in header]:
+        raise UserError(f"{path}: no column {', '.join(missing)}; add it")
+    votes: list[Vote] = []
+    seen: dict[tuple[Any, ...], int] = {}
+    simulated: dict[str, int] = {}
+    for line, row in rows:
+        try:
+            vote = Vote.model_validate({name: value for name, value in row.items() if value != ""})
+        except ValidationError as error:
+            raise UserError(f"{path}:{line}: {_explain(error)}") from None
+        # A check is asked once, a repeat too; but two checks of one pair may differ in what they show.
+        key = (vote.rater, vote.kind, *vote.question) if vote.kind != "check" else (line,)
+        if key in seen:
+            raise UserError(f"{path}:{line}: {vote.rater} has answered this on line {seen[key]}; keep one of the two")
+        seen[key] = line
+        simulated.setdefault(vote.simulated, line)
+        votes.append(vote)
+    if not votes:
+        raise UserError(f"{path}: no votes in it")
+    if len(simulated) > 1:
+        raise UserError(f"{path}:{max(simulated.values())}: votes of simulated and of real raters; keep them apart")
+    return votes
+
+
+def check_against(path: Path | str, votes: Sequence[Vote], study: Study) -> None:
+    """See that a study asked what was answered.
+
+    Raises
+    ------
+    UserError : a vote is for a comparison that the study does not have.
+    """
+    asked = {
+        (study.manifest.scenario, item.subject, item.style, frozenset(option.method for option in item.options))
+        for item in study.manifest.items
+        if item.kind == "pair"
+    }
+    for vote in votes:
+        if vote.kind != "check" and (vote.scenario, vote.subject, vote.style, frozenset(vote.methods)) not in asked:
+            what = f"{vote.method_1} and {vote.method_2} on {vote.subject}+{vote.style} ({vote.scenario})"
+            raise UserError(f"{path}: {vote.rater} compares {what}, which {study.folder} does not")
+
+
+def _explain(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if problem["type"] == "missing":
+        return f"{problem['loc'][0]} is empty; fill it in"
+    return f"{problem['loc'][0]}: {message}, not {problem['input']!r}" if problem["loc"] else message
