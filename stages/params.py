@@ -260,7 +260,7 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
         for kind, (form, pattern) in ELSEWHERE.items():
             model, shipped = getattr(base.score, kind), Path("data") / name / "judges"
             if not pattern.fullmatch(model) and not (model and (shipped / model).is_dir()):
-                known = sorted(path.name for path in shipped.iterdir())
+                known = sorted(path.name for path in shipped.glob("*"))
                 yield (*key, "score", kind), f"{_unknown(kind, model, known)}, or give {form}"
 
     bank = params.chosen.bank

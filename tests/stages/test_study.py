@@ -26,6 +26,9 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     for name in ("data/paper_results.yaml", "lorarar/catalog.py", "lorarar/pocket/recogniser.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(ROOT)  # where params.yaml finds the shipped models
+    catalog = Catalog.load(ROOT)
+    params = load(ROOT / "params.yaml", catalog)
     monkeypatch.chdir(tmp_path)
     for method in ("direct", "ziplora"):
         rows = [
@@ -33,8 +36,6 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
             for place, subject in enumerate(("can", "dog8", "cat2"))
         ]
         scores.write(tmp_path / "artifacts/pocket/score" / f"{method}-test.parquet", rows)
-    catalog = Catalog.load(ROOT)
-    params = load(ROOT / "params.yaml", catalog)
     evaluate = params.evaluate.model_copy(update={"methods": ["truth"]})
     return Context(params.model_copy(update={"evaluate": evaluate}), catalog)
 
