@@ -29,6 +29,8 @@ class Command:
         here = without_job()
         here["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{here['PATH']}"  # whose `python` dvc.yaml names
         words = [sys.executable, "-m", *self.words]
+        # A shell starts what runs in its background deaf to interrupts, and so would be what is started from here.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with subprocess.Popen(words, env=here, start_new_session=True) as process:
             while process.poll() is None and not asked_to_stop():
                 time.sleep(1)

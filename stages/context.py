@@ -171,7 +171,7 @@ def collect(out: Path, files: Mapping[str, Path]) -> None:
         target = hidden / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target)
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))  # the record of how the task went
         else:
             shutil.copyfile(source, target)
     shutil.rmtree(out, ignore_errors=True)
