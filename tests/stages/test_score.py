@@ -14,6 +14,7 @@ from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.report import scores
 from lorarar.scoring.judges.verification import VerificationJudge
+from slurm.local import inline
 from stages import score, scorers
 from stages.context import Context
 
@@ -25,7 +26,7 @@ PAIRS = ("dog8+glowing", "can+glowing")
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Go to a folder that looks like the repository after stage generate, with two pairs of two images."""
     # Workers cost seconds to start, and their questions could not be counted here.
-    monkeypatch.setattr("slurm.store.fan_out", lambda calls, do, *_: [do(**call.arguments) for call in calls])
+    monkeypatch.setattr("slurm.store.fan_out", lambda tasks, function, *_: inline(tasks, function, "score"))
 
     def go(name: str) -> Path:
         root, random = tmp_path / name, np.random.default_rng(0)
