@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
@@ -32,9 +32,6 @@ WRITERS: dict[str, Callable[[Layers], dict[str, Tensor]]] = {
     "kohya": kohya.keys,
     "kohya-sgm": partial(kohya.keys, sgm=True),
 }
-
-# safetensors' names of the types that are written here.
-_DTYPES = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
 
 # Updates that are not up @ down, by what their keys contain.
 _OTHERS = {
@@ -122,30 +119,13 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all; equal inputs make equal bytes.
+    """Write a safetensors file whole or not at all; equal inputs make equal bytes."""
+    from safetensors.torch import save_file
 
-    Straight from the tensors' memory: the library's own writer takes twice as long and orders the metadata anew in
-    each process.
-    """
-    import torch
-
-    contents = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    # As the library: the widest types first, so that every tensor is aligned to its own.
-    keys = sorted(contents, key=lambda key: (-contents[key].element_size(), key))
-    header: dict[str, Any] = {"__metadata__": dict(sorted((metadata or {}).items()))}
-    end = 0
-    for key in keys:
-        tensor = contents[key]
-        begin, end = end, end + tensor.nbytes
-        entry = {"dtype": _DTYPES[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-        header[key] = entry
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for key in keys:
-            if contents[key].nbytes:
-                file.write(contents[key].reshape(-1).view(torch.uint8).numpy().data)
+    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(contiguous, str(temporary), metadata=dict(metadata or {}))
+        _sort_header(temporary)
 
 
 def _detect(keys: Iterable[str], path: Path | str) -> str:
@@ -165,3 +145,15 @@ def _is_pickle(path: Path | str) -> bool:
     except OSError:
         return False
     return start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[8:] != b"{")  # { : damaged safetensors
+
+
+def _sort_header(path: Path) -> None:
+    """Sort a safetensors header's metadata, which the library writes in a new order in each process."""
+    with open(path, "r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # tensor offsets count from the header's end, so its length must stay
+            file.seek(8)
+            file.write(text.ljust(length))
