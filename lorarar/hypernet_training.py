@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lorarar.adapter import Adapter
 from lorarar.errors import UserError
-from lorarar.files import atomic
-from lorarar.hypernet import HyperNetwork, read_pickle
+from lorarar.hypernet import HyperNetwork
 from lorarar.merge import columns
 from lorarar.objective import Fidelity, MergingLoss, Orthogonality, merging_loss
 from lorarar.references import References, generator
 
 if TYPE_CHECKING:
     from lorarar.backbone import Backbone
+    from lorarar.checkpoint import Checkpoint
 
 COLUMNS = ("total", "content", "style", "orthogonality")
 
@@ -46,8 +45,7 @@ def train(
     orthogonality: Orthogonality = "dot",
     clip: float | None = None,
     seed: int = 0,
-    checkpoint: Path | str | None = None,
-    checkpoint_every: int = 100,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, MergingLoss], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train `network` in place on content-style pairs drawn anew in each step.
@@ -64,10 +62,9 @@ def train(
         (m_c, m_s) of the projections that are not guided; the released code has (1, 1).
     clip
         Largest gradient norm; the paper names none, the released code has 1.0.
-    checkpoint, checkpoint_every
-        A file for the state of training. If it exists, training goes on from it, and ends with the very
-        weights of a run that was never interrupted: each step draws from its own stream, keyed by seed and
-        step.
+    checkpoint
+        Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit: each
+        step draws from its own stream, keyed by seed and step.
     progress
         Called with (steps done, losses) after each step.
 
@@ -81,7 +78,7 @@ def train(
     UserError
         The loss stopped being a number, or the checkpoint is damaged or comes from other settings.
     """
-    settings: dict[str, Any] = {
+    settings = {
         "learning_rate": learning_rate,
         "weight": weight,
         "batch_size": batch_size,
@@ -93,11 +90,10 @@ def train(
         "pairs": [len(contents), len(styles)],
     }
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
-    history: list[list[float]] = []
-    if checkpoint and Path(checkpoint).exists():
-        history = _resume(Path(checkpoint), network, optimizer, settings)
-
-    for step in range(len(history), steps):
+    history = torch.zeros(steps, len(COLUMNS), dtype=torch.float64)
+    state = [*network.parameters(), history]
+    start = checkpoint.resume(state, optimizer, settings) if checkpoint else 0
+    for step in range(start, steps):
         random = generator(seed, step)
         content = contents[int(torch.randint(len(contents), (), generator=random))]
         style = styles[int(torch.randint(len(styles), (), generator=random))]
@@ -122,25 +118,10 @@ def train(
             torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimizer.step()
 
-        history.append([float(term) for term in loss.detach()])
+        history[step] = torch.stack(loss.detach())
         if progress:
             progress(step + 1, loss.detach())
-        if checkpoint and ((step + 1) % checkpoint_every == 0 or step + 1 == steps):
-            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            with atomic(checkpoint) as temporary:
-                torch.save({**state, "history": history, "settings": settings}, temporary)
-    return [{"step": i, **dict(zip(COLUMNS, row, strict=True))} for i, row in enumerate(history[:steps], start=1)]
-
-
-def _resume(
-    checkpoint: Path, network: HyperNetwork, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
-) -> list[list[float]]:
-    state = read_pickle(checkpoint)
-    try:
-        if state["settings"] != settings:
-            raise UserError(f"{checkpoint}: made with other settings; delete it to train from the start")
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        return state["history"]
-    except (KeyError, TypeError, RuntimeError, ValueError):
-        raise UserError(f"{checkpoint}: not a state of this training; delete it to train from the start") from None
+        if checkpoint:
+            checkpoint.after(step + 1, state, optimizer, settings)
+    rows = history.tolist()
+    return [{"step": i, **dict(zip(COLUMNS, row, strict=True))} for i, row in enumerate(rows, start=1)]

@@ -14,6 +14,7 @@ from stages.run import run
 CODE = [
     "lorarar/adapter.py",
     "lorarar/backbone.py",
+    "lorarar/checkpoint.py",
     "lorarar/formats",
     "lorarar/hypernet.py",
     "lorarar/hypernet_training.py",
@@ -31,6 +32,7 @@ def main(context: Context) -> None:
     import torch
     from tqdm import tqdm
 
+    from lorarar.checkpoint import Checkpoint
     from lorarar.hypernet import HyperNetwork
     from lorarar.hypernet_training import train
 
@@ -66,7 +68,7 @@ def main(context: Context) -> None:
             styles,
             **settings,
             seed=seed,
-            checkpoint=store.root / f"{key}.pt",
+            checkpoint=Checkpoint(store.root / f"{key}.pt"),
             progress=show,
         )
     network.save(context.artifacts / "hypernet" / "hypernet.safetensors")

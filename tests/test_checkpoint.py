@@ -53,7 +53,7 @@ def test_stopped_after_any_step_it_goes_on_to_the_same_weights(train: Train, tmp
     for calls in (1, 3):
         with pytest.raises(Interrupted, match="keeps its state"):
             train(Checkpoint(tmp_path / "state", stop=after(calls)))
-    steps = torch.load(tmp_path / "state")["step"]
+    steps = torch.load(tmp_path / "state", weights_only=True)["step"]
     assert steps == 4, "the second run began where the first one ended"
     assert equal(train(Checkpoint(tmp_path / "state")), whole)
 
@@ -69,7 +69,7 @@ def test_killed_without_warning_it_goes_on_from_its_last_state(train: Train, tmp
     stops = iter([lambda: False] * 5 + [kill])
     with pytest.raises(Killed):
         train(Checkpoint(tmp_path / "state", every=2, stop=lambda: next(stops)()))
-    assert torch.load(tmp_path / "state")["step"] == 4
+    assert torch.load(tmp_path / "state", weights_only=True)["step"] == 4
     assert equal(train(Checkpoint(tmp_path / "state", every=2)), whole)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import linear, relu
 
 from lorarar.adapter import Adapter, Factors
+from lorarar.checkpoint import Checkpoint
 from lorarar.errors import UserError
 from lorarar.hypernet import HyperNetwork
 from lorarar.hypernet_training import Entry, train
@@ -136,14 +137,14 @@ def test_resumed_training_equals_an_undisturbed_run_bit_for_bit(tiny, bank, tmp_
         return network, train(network, tiny, *bank, steps=steps, seed=3, **options)
 
     whole, whole_history = run(5)
-    checkpoint = tmp_path / "state.pt"
+    checkpoint = Checkpoint(tmp_path / "state.pt", every=2)
 
     def interrupt(step: int, loss: object) -> None:
         if step == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(5, checkpoint=checkpoint, checkpoint_every=2, progress=interrupt)
+        run(5, checkpoint=checkpoint, progress=interrupt)
     steps_done = []
     resumed, history = run(5, checkpoint=checkpoint, progress=lambda step, loss: steps_done.append(step))
     assert steps_done == [3, 4, 5]
@@ -156,12 +157,12 @@ def test_resumed_training_equals_an_undisturbed_run_bit_for_bit(tiny, bank, tmp_
 
 
 def test_checkpoint_of_other_settings_or_no_checkpoint_at_all_is_refused(tiny, bank, tmp_path):
-    checkpoint = tmp_path / "state.pt"
+    checkpoint = Checkpoint(tmp_path / "state.pt", every=1)
     train(HyperNetwork([32, 64]), tiny, *bank, steps=1, checkpoint=checkpoint)
     with pytest.raises(UserError, match=r"state\.pt: made with other settings"):
         train(HyperNetwork([32, 64]), tiny, *bank, steps=1, checkpoint=checkpoint, learning_rate=0.1)
     with pytest.raises(UserError, match=r"state\.pt: not a state of this training"):
         train(HyperNetwork([32]), tiny, *bank, steps=1, checkpoint=checkpoint)
-    checkpoint.write_bytes(b"nonsense")
-    with pytest.raises(UserError, match=r"state\.pt: damaged"):
+    checkpoint.path.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"state\.pt: not a state of this training"):
         train(HyperNetwork([32, 64]), tiny, *bank, steps=1, checkpoint=checkpoint)
