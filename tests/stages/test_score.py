@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from lorarar import pictures
+from lorarar.errors import UserError
 from lorarar.report import scores
 from lorarar.scoring.judges.verification import VerificationJudge
 from slurm.local import inline
@@ -114,3 +116,14 @@ def test_a_spoilt_record_of_the_models_is_made_again(place: Callable[[str], Path
     path = next((root / ".work/pocket/score").glob("*/models.json"))
     path.write_text(path.read_text(encoding="utf-8").replace("verification", "another"), encoding="utf-8")
     assert run() == first
+
+
+def test_a_table_is_of_one_set_of_models(place: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    root = place("here")
+    run()
+    # A server may swap its weights behind one address: same settings, another judge. One pair is scored by that.
+    shutil.rmtree(next((root / ".work/pocket/score").glob("[0-9a-f]*")))
+    monkeypatch.setattr(VerificationJudge, "identity", "another")
+    monkeypatch.setattr(scorers, "_loaded", scorers._loaded.__wrapped__)
+    with pytest.raises(UserError, match="scored by different models; delete the folder"):
+        run()
