@@ -102,11 +102,11 @@ def train_critic(
     shop: Workshop,
     out: Path,
     *,
-    steps: int = 3000,
+    steps: int = 1200,
     batch: int = 32,
-    count: int = 20000,
+    count: int = 30000,
     rate: float = 1e-3,
-    warm_steps: int = 1000,
+    warm_steps: int = 3000,
     checked: int = 300,
 ) -> dict[str, float]:
     """Train the miniature critic on both questions and write it as a transformers folder.
