@@ -33,13 +33,15 @@ def show(
     planned = store.plan(tasks)
     missing = store.missing(planned)
     chosen = choose(executor)
-    at_once = {"inline": 1, "local": workers}.get(chosen, resources.parallel * resources.tasks_per_job)
+    at_once, in_a_row = {"inline": (1, 1), "local": (workers, 1)}.get(
+        chosen, (resources.parallel, resources.tasks_per_job)
+    )
     table = Table("stage", "tasks", "done", "to do", "where", "hours of work", "hours from start to end")
     done = {task.key for task in planned} - {task.key for task in missing}
     each = typical_seconds(store.root, done or names(store.root))
     work = None if each is None else each * len(missing) / 3600
-    rounds = -(-len(missing) // (resources.parallel * resources.tasks_per_job if chosen == "slurm" else at_once))
-    length = None if each is None else each * rounds * (resources.tasks_per_job if chosen == "slurm" else 1) / 3600
+    rounds = -(-len(missing) // (at_once * in_a_row))
+    length = None if each is None else each * rounds * in_a_row / 3600
     table.add_row(
         description, str(len(planned)), str(len(planned) - len(missing)), str(len(missing)), chosen,
         _hours(work), _hours(length),

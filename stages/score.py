@@ -12,7 +12,7 @@ from lorarar.catalog import pair_name
 from lorarar.errors import UserError
 from lorarar.files import write_json
 from lorarar.report import scores
-from slurm.store import fingerprint
+from slurm.task import fingerprint
 from stages import scorers
 from stages.context import Context, present
 from stages.run import run

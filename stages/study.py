@@ -20,7 +20,7 @@ from lorarar.study.manifest import Study
 from lorarar.study.simulate import panel
 from lorarar.study.storage import Storage
 from lorarar.study.votes import Vote, read_csv
-from slurm.store import fingerprint
+from slurm.task import fingerprint
 from stages.context import Context, collect, present
 from stages.run import run
 

@@ -13,8 +13,9 @@ from random import Random
 from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.files import sha256, write_json
-from lorarar.report.scores import Row, read
-from lorarar.study.manifest import Item, Manifest, Option, Scenario
+from lorarar.report.scores import Row, by_pair, read
+from lorarar.study import Scenario
+from lorarar.study.manifest import Item, Manifest, Option
 
 Pair = tuple[str, str]
 
@@ -41,10 +42,7 @@ class Sources:
 
     def rows(self, method: str) -> dict[Pair, list[Row]]:
         """Scores of a method's images by pair."""
-        found: dict[Pair, list[Row]] = {}
-        for row in read(self.scores / f"{method}-{self.split}.parquet"):
-            found.setdefault((row.subject, row.style), []).append(row)
-        return found
+        return by_pair(read(self.scores / f"{method}-{self.split}.parquet"))
 
     def image(self, option: Option) -> Path:
         """File of a generated image."""
@@ -166,8 +164,8 @@ def _pairs(rows: dict[str, dict[Pair, list[Row]]], methods: Sequence[str], names
     for name in names or known:
         if name not in known:
             raise UserError(f"no images of a pair called {name!r}; known: {', '.join(list(known)[:5])} ...")
-        for method, by_pair in rows.items():
-            if known[name] not in by_pair:
+        for method, pairs in rows.items():
+            if known[name] not in pairs:
                 raise UserError(f"{method}: no scores of the pair {name}; leave one of the two out")
     return [known[name] for name in dict.fromkeys(names or known)]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lorarar.errors import UserError
-from lorarar.study.manifest import Scenario
+from lorarar.study import Scenario
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorarar.errors import UserError
+from lorarar.study import Scenario
 
-Scenario = Literal["random", "best"]
 Opaque = Annotated[str, Field(pattern=r"^[0-9a-f]{24}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

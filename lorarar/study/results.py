@@ -29,10 +29,7 @@ Image = tuple[str, str, str, int]
 """Method, subject, style, number."""
 
 METRICS = ("clip_i", "dino", "clip_t", "mars2")
-PARTS = {"subject_yes", "style_yes", "subject_prob", "style_prob", "family_yes"} | {
-    "subject_unanswered",
-    "style_unanswered",
-}
+PARTS = {"family_yes", *(f"{side}_{part}" for side in ("subject", "style") for part in ("yes", "prob", "unanswered"))}
 """Columns of scores that are no metrics of their own: MARS² is made of them, or they are about the judge."""
 
 

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lorarar.errors import UserError
 from lorarar.files import atomic
-from lorarar.study.manifest import Scenario, Study
+from lorarar.study import Scenario
+from lorarar.study.manifest import Study
 
 Choice = Literal["1", "similar", "2"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
