@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ import torch
 from lorarar.adapter import Adapter, Factors
 
 WORDS = ["a", "dog", "cat", "car", "red", "in", "oil", "style", "painting", "sks"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A shell starts what it puts into the background deaf to Ctrl-C: the tests, and all that they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -170,7 +170,7 @@ def test_fingerprint_sees_names_and_contents(tmp_path: Path) -> None:
 
 
 INTERRUPTED = """
-import signal, sys, time
+import sys, time
 from pathlib import Path
 from slurm.store import Store
 from slurm.resources import Resources
@@ -181,8 +181,6 @@ def work(folder, seconds):
     time.sleep(seconds)
 
 if __name__ == "__main__":
-    # A shell starts what it puts into the background deaf to Ctrl-C, and with it the tests.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     tasks = [Task(str(seconds), {"seconds": seconds}) for seconds in (0, 600, 601)]
     small = Resources(minutes=1, memory_gb=1, cpus=1, gpus=0, parallel=2, retries=1, tasks_per_job=1)
     try:
