@@ -251,7 +251,9 @@ class _Driver:
             self.bad_nodes |= {node} - {""}
         else:
             kind, reason = "killed", f"its job ended without a result (killed?) on {node or 'an unknown node'}"
-        for key in keys:
+        for key in place.array.elements[place.index]:  # in their order
+            if key not in keys:
+                continue
             # The task that was being done has used up an attempt; those that waited for their turn have not.
             counts = kind != "preempted" and (not now or now["key"] == key or now["key"] not in keys)
             self._retry(place, key, reason, kind, kind != "cancelled", lines, counts)
@@ -273,7 +275,8 @@ class _Driver:
 
     def _error(self) -> TaskError:
         for key, (_, lines, log) in list(self.failed.items())[:5]:
-            print(f"\n{self.tasks[key].name}: last lines of {log}", *lines, sep="\n  ", file=sys.stderr)
+            if lines:
+                print(f"\n{self.tasks[key].name}: last lines of {log}", *lines, sep="\n  ", file=sys.stderr)
         (key, (reason, _, log)), *others = self.failed.items()
         more = f" (and {len(others)} more: `python -m slurm status`)" if others else ""
         return TaskError(f"{self.description}: {self.tasks[key].name}: {reason}; log: {log}{more}")

@@ -86,8 +86,9 @@ class Element:
         except Exception as error:
             if _received:  # it stopped because it was told to, and goes on later
                 return
-            traceback.print_exc()
-            lines = traceback.format_exc().splitlines()
+            plain = getattr(error, "plain", False)  # a user's mistake: no traceback for that
+            lines = [] if plain else traceback.format_exc().splitlines()
+            print(*lines or [f"error: {one_line(error)}"], sep="\n", flush=True)
             memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
             again = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
             failure = {

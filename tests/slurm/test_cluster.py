@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fake_slurm import FakeSlurm
 
+from lorarar.errors import UserError
 from slurm import control
 from slurm.journal import Journal
 from slurm.queue import ClusterError
@@ -24,6 +25,8 @@ def write(folder: Path, text: str) -> None:
         file.write(f"{text} ")
     if text == "bad":
         raise ValueError("bad text")
+    if text == "wrong":
+        raise UserError("a.png: no such picture; make it")
     if text == "big" and not Path("more").exists():
         Path("more").touch()
         raise MemoryError
@@ -118,6 +121,16 @@ def test_a_task_that_raises_is_not_begun_again_by_itself(fake: FakeSlurm, capsys
         run("bad", "t00", tasks_per_job=2)
     assert "ValueError: bad text" in capsys.readouterr().err
     assert ran() == ["bad", "t00"] and len(fake.scripts) == 1
+
+
+def test_a_mistake_of_the_user_is_one_line_without_a_traceback(
+    fake: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(TaskError, match=r"texts: wrong: a\.png: no such picture; make it; log: "):
+        run("wrong")
+    told = capsys.readouterr()
+    assert "error: a.png: no such picture; make it" in told.out, "in the job's log"
+    assert "Traceback" not in told.err + told.out and "last lines" not in told.err
 
 
 @pytest.mark.parametrize(("text", "memory"), [("big", "4096M"), ("disk", "2048M")])

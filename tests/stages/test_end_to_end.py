@@ -60,6 +60,7 @@ def make(folder: Path, methods: list[str]) -> Path:
     shutil.copy(ROOT / "params.yaml", folder / "params.yaml")
 
     def shrink(params: dict[str, Any]) -> None:
+        params["executor"] = "local"  # also where there is a Slurm
         params["evaluate"] = {"methods": methods, "splits": ["test"], "pairs": "all"}
         for section, values in SMALL.items():
             params["bases"]["pocket"][section].update(values)
