@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,11 +22,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from lorarar.files import atomic
-from lorarar.pocket.fit import Team, fit
+from lorarar.pocket.fit import Team, accelerator, fit
 from lorarar.pocket.vae import PackedAutoencoderKL
 from lorarar.pocket.world import World
 
 CHUNK = 2000  # pictures a file of the corpus
+LATENT = (32, 8, 8)  # channels and size of a picture's latents
 TOKENS = 24  # length of a prompt; the longest of the catalogue has 19 words
 
 
@@ -84,20 +85,23 @@ def build_vae() -> PackedAutoencoderKL:
     )
 
 
-def train_vae(rank: int, workers: int, work: Path, steps: int, batch: int = 8) -> None:
+def train_vae(rank: int, workers: int, work: Path, steps: int, batch: int = 32) -> None:
     """L1 + MSE + gradient loss on the corpus, a little noise on the latents; writes `work/vae`."""
-    team = Team.meet(rank, workers, work / "meet-vae")
+    team, device, batch = Team.meet(rank, workers, work / "meet-vae"), accelerator(), batch // workers
     pictures, _ = read_corpus(work / "corpus")
-    held, pictures = as_tensor(pictures[:128]), pictures[128:]
+    held, pictures = as_tensor(pictures[:128]).to(device), pictures[128:]
     torch.manual_seed(0)
-    vae = build_vae()
+    vae = build_vae().to(device)
 
-    def loss(step: int) -> Tensor:
+    def draw(step: int) -> Sequence[Tensor]:
         generator = team.generator(step)
-        rows = torch.randint(len(pictures), (batch,), generator=generator).numpy()
-        x = as_tensor(pictures[rows])
+        x = as_tensor(pictures[torch.randint(len(pictures), (batch,), generator=generator).numpy()])
+        noise = torch.randn((batch, *LATENT), generator=generator)
+        return x.to(device), noise.to(device)
+
+    def loss(x: Tensor, noise: Tensor) -> Tensor:
         z = vae.encode(x).latent_dist.mean
-        y = vae.decode(z + 0.03 * torch.randn(z.shape, generator=generator)).sample
+        y = vae.decode(z + 0.03 * noise).sample
         e = y.float() - x
         chroma = e - e.mean(1, keepdim=True)
         edges = (e[..., 1:] - e[..., :-1]).abs().mean() + (e[..., 1:, :] - e[..., :-1, :]).abs().mean()
@@ -105,7 +109,8 @@ def train_vae(rank: int, workers: int, work: Path, steps: int, batch: int = 8) -
         return fidelity + 1e-4 * z.float().square().mean()
 
     fit(
-        vae, loss, name="vae", steps=steps, learning_rate=2e-3, weight_decay=0.01, checkpoint=work / "vae.pt", team=team
+        vae, draw, loss, name="vae", steps=steps, learning_rate=2e-3, weight_decay=0.01,
+        checkpoint=work / "vae.pt", team=team,
     )  # fmt: skip
     if rank == 0:
         latents = encode(vae, pictures[:2048], normalised=False)
@@ -121,10 +126,10 @@ def train_vae(rank: int, workers: int, work: Path, steps: int, batch: int = 8) -
 
 def encode(vae: PackedAutoencoderKL, pictures: np.ndarray, normalised: bool = True, batch: int = 64) -> Tensor:
     """Latents (N, C, h, w) of uint8 pictures, with zero mean and unit spread a channel if `normalised`."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast(vae.device.type, torch.bfloat16):
         latents = torch.cat(
             [
-                vae.encode(as_tensor(pictures[i : i + batch])).latent_dist.mean.float()
+                vae.encode(as_tensor(pictures[i : i + batch]).to(vae.device)).latent_dist.mean.float().cpu()
                 for i in range(0, len(pictures), batch)
             ]
         )
@@ -147,15 +152,17 @@ def build_tokenizer(words: list[str], folder: Path) -> Any:
 
     pairs = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pieces = [piece for word in words for piece in re.findall(r"\d|[^\W\d_]+", word)]
+    endings = {pairs.pre_tokenizer.pre_tokenize_str(piece)[-1][0][-1] for piece in pieces}
     trainer = trainers.BpeTrainer(
         vocab_size=20_000,
         min_frequency=1,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        # Last letters of words as well: the trainer would number them in another order every time.
+        special_tokens=["<|startoftext|>", "<|endoftext|>", *(f"{letter}</w>" for letter in sorted(endings))],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    pieces = [piece for word in words for piece in re.findall(r"\d|[^\W\d_]+", word)]
     pairs.train_from_iterator(pieces, trainer)
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary, merges = (Path(name) for name in pairs.model.save(str(folder)))
@@ -231,11 +238,11 @@ def scheduler() -> Any:
     )
 
 
-def train_unet(rank: int, workers: int, work: Path, root: Path, steps: int, batch: int = 16) -> None:
+def train_unet(rank: int, workers: int, work: Path, root: Path, steps: int, batch: int = 128) -> None:
     """Text to latents; captions are dropped one time in ten, as SDXL drops them: zeros for both encoders."""
-    team = Team.meet(rank, workers, work / "meet-unet")
+    team, device, batch = Team.meet(rank, workers, work / "meet-unet"), accelerator(), batch // workers
     pictures, labels = read_corpus(work / "corpus")
-    vae = PackedAutoencoderKL.from_pretrained(work / "vae")
+    vae = PackedAutoencoderKL.from_pretrained(work / "vae").to(device)
     # Each process encodes its share: rows rank, rank + workers, ..., the last ones twice if they do not come out even.
     share = np.arange(rank, -(-len(pictures) // workers) * workers, workers) % len(pictures)
     latents = team.gather(encode(vae, pictures[share]).to(torch.float16))[: len(pictures)]
@@ -245,26 +252,29 @@ def train_unet(rank: int, workers: int, work: Path, root: Path, steps: int, batc
     which = torch.tensor([place[row[0]] for row in labels])
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     torch.manual_seed(0)
-    networks = build_networks(tokenizer)
-    signal = scheduler().alphas_cumprod
+    networks = build_networks(tokenizer).to(device)
+    signal = scheduler().alphas_cumprod.to(device)
     # Pocket pictures have one size: the pipeline's own time ids, for its own idea of that size.
     side = float(8 * 2 ** (len(vae.config.block_out_channels) - 1))
-    time_ids = torch.tensor([side, side, 0, 0, side, side]).repeat(batch, 1)
+    time_ids = torch.tensor([side, side, 0, 0, side, side], device=device).repeat(batch, 1)
+    # Plain products: for 64 tokens and fewer a CPU's fused kernel takes a quarter longer a step, backward pass and all.
+    attention = SDPBackend.MATH if device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
 
-    def loss(step: int) -> Tensor:
+    def draw(step: int) -> Sequence[Tensor]:
         generator = team.generator(step)
         rows = torch.randint(len(latents), (batch,), generator=generator)
-        x = latents[rows].float()
-        noise = torch.randn(x.shape, generator=generator)
+        noise = torch.randn((batch, *LATENT), generator=generator)
         uniform = torch.rand(batch, generator=generator)
         normal = torch.sigmoid(torch.randn(batch, generator=generator))
         moment = torch.where(torch.arange(batch) % 2 == 0, uniform, normal)
         t = (moment * 1000).long().clamp(0, 999)
-        a, b = signal[t].sqrt().view(-1, 1, 1, 1), (1 - signal[t]).sqrt().view(-1, 1, 1, 1)
         keep = (torch.rand(batch, generator=generator) > 0.1).float()
-        # Plain products: for 64 tokens and fewer the fused kernel's backward pass takes a quarter longer a step.
-        with sdpa_kernel(SDPBackend.MATH):
-            ids = tokens[which[rows]]
+        return [tensor.to(device) for tensor in (latents[rows], tokens[which[rows]], noise, t, keep)]
+
+    def loss(latents: Tensor, ids: Tensor, noise: Tensor, t: Tensor, keep: Tensor) -> Tensor:
+        x = latents.float()
+        a, b = signal[t].sqrt().view(-1, 1, 1, 1), (1 - signal[t]).sqrt().view(-1, 1, 1, 1)
+        with sdpa_kernel(attention):
             first = networks["text_encoder"](ids, output_hidden_states=True)
             second = networks["text_encoder_2"](ids, output_hidden_states=True)
             embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1) * keep.view(-1, 1, 1)
@@ -273,7 +283,7 @@ def train_unet(rank: int, workers: int, work: Path, root: Path, steps: int, batc
         return F.mse_loss(v.float(), a * noise - b * x)
 
     fit(
-        networks, loss, name="unet", steps=steps, learning_rate=1e-3, weight_decay=0.01,
+        networks, draw, loss, name="unet", steps=steps, learning_rate=1e-3, weight_decay=0.01,
         checkpoint=work / "unet.pt", team=team,
     )  # fmt: skip
     if rank == 0:
@@ -307,13 +317,17 @@ def on_all_cores(function: Callable[..., None], workers: int, *arguments: Any) -
 
 
 def make(root: Path, work: Path, *, pictures: int, vae_steps: int, unet_steps: int, workers: int) -> Path:
-    """Draw the corpus, train the VAE, then the UNet; returns the pipeline folder. Finished parts are kept in `work`."""
+    """Draw the corpus, train the VAE, then the UNet; returns the pipeline folder. Finished parts are kept in `work`.
+
+    On a CPU that many `workers` share every batch; a GPU takes it whole.
+    """
     work.mkdir(parents=True, exist_ok=True)
     render_corpus(root, work / "corpus", pictures, workers)
     for name in ("meet-vae", "meet-unet"):
         (work / name).unlink(missing_ok=True)
+    trainers = 1 if accelerator().type == "cuda" else workers
     if not (work / "vae" / "config.json").exists():
-        on_all_cores(train_vae, workers, work, vae_steps)
+        on_all_cores(train_vae, trainers, work, vae_steps)
     if not (work / "base" / "model_index.json").exists():
-        on_all_cores(train_unet, workers, work, root, unet_steps)
+        on_all_cores(train_unet, trainers, work, root, unet_steps)
     return work / "base"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorarar.pocket.fit import fit, whole_files
+from lorarar.pocket.fit import accelerator, fit, whole_files
 from lorarar.pocket.judges import generators, pair_views, report
 from lorarar.pocket.shards import Columns
 from lorarar.pocket.vocabulary import chat_tokenizer
@@ -129,43 +129,47 @@ def train_critic(
         Question("subject", blank, blank),
         *(Question("style", blank, blank, word) for word in words),
     ]
-    tokens = critic.inputs(questions)
+    device = accelerator()
+    model.to(device)
+    tokens = {key: value.to(device) for key, value in critic.inputs(questions).items()}
     yes, no = processor.tokenizer.convert_tokens_to_ids(["yes", "no"])
 
     half = batch // 2
 
-    def pairs(step: int) -> tuple[Tensor, Tensor, Tensor, np.random.Generator]:
-        """Half a batch about subjects, then half a batch about styles."""
+    def pairs(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Half a batch about subjects, then half a batch about styles; and which question is asked."""
         rng, generator = generators(shop.seed, step)
         parts = [
             pair_views(data[kind], rng.integers(len(data[kind]["label"]), size=half), kind, generator) for kind in KINDS
         ]
         reference, test, label = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        return reference, test, label, rng
+        which = np.concatenate([np.zeros(half, int), rng.integers(1, len(questions), size=half)])
+        return reference, test, label, torch.from_numpy(which).to(device)
 
-    def warm_loss(step: int) -> Tensor:
-        reference, test, label, _ = pairs(step)
+    def warm_loss(reference: Tensor, test: Tensor, label: Tensor, _: Tensor) -> Tensor:
         logits = comparison(reference, test).float()
         asked = torch.cat([logits[:half, 0], logits[half:, 1]])
         return F.binary_cross_entropy_with_logits(asked, label)
 
-    def loss(step: int) -> Tensor:
-        reference, test, label, rng = pairs(warm_steps + step)
-        which = np.concatenate([np.zeros(half, int), rng.integers(1, len(questions), size=half)])
+    def loss(reference: Tensor, test: Tensor, label: Tensor, which: Tensor) -> Tensor:
         output = model(
             input_ids=tokens["input_ids"][which],
             attention_mask=tokens["attention_mask"][which],
             pixel_values=torch.stack([reference, test], dim=1).flatten(0, 1)[:, None],
-            image_sizes=torch.full((2 * batch, 2), SIZE),
-            batch_num_images=torch.full((batch,), 2),
+            image_sizes=torch.full((2 * batch, 2), SIZE, device=device),
+            batch_num_images=torch.full((batch,), 2, device=device),
             logits_to_keep=1,
         )
         return F.cross_entropy(output.logits[:, -1].float(), torch.where(label > 0.5, yes, no))
 
-    comparison = Comparison(model.model.vision_tower, model.config.vision_config.hidden_size)
+    comparison = Comparison(model.model.vision_tower, model.config.vision_config.hidden_size).to(device)
     warm = shop.work / "critic-vision.pt"
-    fit(comparison, warm_loss, name="critic's vision", steps=warm_steps, learning_rate=rate, checkpoint=warm)
-    fit(model, loss, name="critic", steps=steps, learning_rate=rate, checkpoint=shop.work / "critic.pt")
+    fit(comparison, pairs, warm_loss, name="critic's vision", steps=warm_steps, learning_rate=rate, checkpoint=warm)
+    fit(
+        model, lambda step: pairs(warm_steps + step), loss, name="critic", steps=steps, learning_rate=rate,
+        checkpoint=shop.work / "critic.pt", replay=False,
+    )  # fmt: skip
+    model.cpu()
     figures: dict[str, float] = {}
     for kind in KINDS:
 

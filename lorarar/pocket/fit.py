@@ -25,7 +25,8 @@ REPORT_SECONDS = 5.0
 
 def fit(
     model: nn.Module,
-    loss: Callable[[int], Tensor],
+    batch: Callable[[int], Sequence[Tensor]],
+    loss: Callable[..., Tensor],
     *,
     name: str,
     steps: int,
@@ -35,6 +36,7 @@ def fit(
     warmup: int = 100,
     average: float = 0.998,
     bf16: bool = True,
+    replay: bool = True,
     team: Team | None = None,
 ) -> None:
     """Train `model` in place under a cosine schedule; it ends up with the moving average of its weights.
@@ -43,13 +45,14 @@ def fit(
     with AdamW: on the miniature UNet that took far fewer steps. The processes of a team divide the orthogonalisations
     among them.
 
-    `loss(step)` must draw whatever is random from the step number, so that a run that was cut off and resumed
-    sees what an uninterrupted run sees.
+    Whatever is random must be drawn in `batch`, from the step number, so that a run that was cut off and resumed
+    sees what an uninterrupted run sees. Dropout apart, which is not drawn again.
 
     Parameters
     ----------
-    model : in training mode afterwards set to evaluation mode.
-    loss : step -> scalar loss of that step's batch.
+    model : trained where it lies, on a CPU or a GPU; afterwards set to evaluation mode.
+    batch : step -> the tensors of that step, of the same shapes at every step, where the model lies.
+    loss : those tensors -> scalar loss.
     name : for progress lines and messages.
     steps : in all, those before an interruption included.
     learning_rate : peak of the schedule for AdamW; Muon's is twice that.
@@ -59,6 +62,7 @@ def fit(
     warmup : steps of linear warm-up.
     average : decay of the moving average of weights and batch statistics.
     bf16 : run the forward pass under bfloat16 autocast.
+    replay : on a GPU, record a step once and replay it; for a loss that never looks at a value on its way.
     team : the processes that train this model together, each on a batch of its own; alone by default.
 
     Raises
@@ -71,23 +75,44 @@ def fit(
     # Weights are views of one vector, ordered by who takes care of them, and gradients of another: one message each.
     ordered = [*(matrix for share in shares for matrix in share), *others]
     weights = torch.cat([parameter.detach().flatten() for parameter in ordered])
+    device = weights.device
     gradient = torch.zeros_like(weights)
     sizes = [parameter.numel() for parameter in ordered]
     for parameter, weight, slope in zip(ordered, weights.split(sizes), gradient.split(sizes), strict=True):
         parameter.data, parameter.grad = weight.view_as(parameter), slope.view_as(parameter)
     parts = weights.split([sum(matrix.numel() for matrix in share) for share in [*shares, others]])[: team.workers]
     optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        torch.optim.AdamW(
+            others, lr=learning_rate, weight_decay=weight_decay, fused=True, capturable=device.type == "cuda"
+        )
     ]
     if mine := [_flat(matrix) for matrix in shares[team.rank]]:
         optimisers.append(
             torch.optim.Muon(mine, lr=2 * learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         )
-    peaks = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
+    before = torch.empty_like(weights)
     shadow = {key: value.detach().clone() for key, value in model.state_dict().items()}
     start = _resume(checkpoint, steps, model, optimisers, shadow, team) if checkpoint.is_file() else 0
     begun = reported = time.monotonic()
-    running, since = 0.0, 0
+    running, since = torch.zeros((), device=device), 0
+
+    def advance(pace: Tensor, decay: Tensor, *inputs: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            value = loss(*inputs)
+        gradient.zero_()
+        value.backward()
+        team.average(gradient)
+        gradient.div_(gradient.norm().clamp(min=1.0))
+        before.copy_(weights)
+        for optimiser in optimisers:
+            optimiser.step()
+        # What both optimisers do, decay included, is proportional to their rates: the schedule takes its part of it.
+        torch.lerp(before, weights, pace, out=weights)
+        team.share(parts)
+        _follow(shadow, model, decay)
+        return value.detach()
+
+    take = Replay(advance) if replay and device.type == "cuda" else advance
 
     def save(done: int) -> None:
         states = team.collect([optimiser.state_dict() for optimiser in optimisers])
@@ -101,26 +126,17 @@ def fit(
     step = start
     try:
         for step in range(start, steps):
-            for optimiser, peak in zip(optimisers, peaks, strict=True):
-                optimiser.param_groups[0]["lr"] = peak * _schedule(step, steps, warmup)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                value = loss(step)
-            gradient.zero_()
-            value.backward()
-            team.average(gradient)
-            gradient /= gradient.norm().clamp(min=1.0)
-            for optimiser in optimisers:
-                optimiser.step()
-            team.share(parts)
-            _follow(shadow, model, min(average, (1 + step) / (10 + step)))
-            running, since, now = running + value.item(), since + 1, time.monotonic()
+            pace, decay = _schedule(step, steps, warmup), min(average, (1 + step) / (10 + step))
+            running += take(*torch.tensor([pace, decay], device=device), *batch(step))
+            since, now = since + 1, time.monotonic()
             if team.rank == 0 and (now - reported > REPORT_SECONDS or step + 1 == steps):
                 left = (now - begun) / (step + 1 - start) * (steps - step - 1)
                 print(
-                    f"{name} {step + 1}/{steps}  loss {running / since:.4f}  {left / 60:.1f} min left",
+                    f"{name} {step + 1}/{steps}  loss {running.item() / since:.4f}  {left / 60:.1f} min left",
                     file=sys.stderr,
                 )
-                reported, running, since = now, 0.0, 0
+                reported, since = now, 0
+                running.zero_()
             if (step + 1) % SAVE_STEPS == 0:
                 save(step + 1)
     except KeyboardInterrupt:
@@ -131,6 +147,38 @@ def fit(
         save(steps)
     model.load_state_dict(shadow)
     model.eval()
+
+
+def accelerator() -> torch.device:
+    """The GPU if there is one; a CPU does as well, in hours."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Replay:
+    """A function of tensors, recorded as a CUDA graph: the kernels of a small network take less time than launching
+    them, and a replay launches all at once. Its first calls are made as they are, for whatever is set up in them.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], calls: int = 3) -> None:
+        self.function, self.calls = function, calls
+        self.stream, self.graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        self.calls -= 1
+        if self.calls >= 0:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                value = self.function(*inputs)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return value
+        if self.calls == -1:
+            self.inputs = [tensor.clone() for tensor in inputs]
+            with torch.cuda.graph(self.graph):
+                self.value = self.function(*self.inputs)
+        for kept, given in zip(self.inputs, inputs, strict=True):
+            kept.copy_(given)
+        self.graph.replay()
+        return self.value
 
 
 class Team:
@@ -238,7 +286,7 @@ def _schedule(step: int, steps: int, warmup: int) -> float:
 
 
 @torch.no_grad()
-def _follow(shadow: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+def _follow(shadow: dict[str, Tensor], model: nn.Module, decay: Tensor) -> None:
     for key, value in model.state_dict().items():
         if value.is_floating_point():
             shadow[key].lerp_(value, 1 - decay)
@@ -254,7 +302,7 @@ def _resume(
     shadow: dict[str, Tensor],
     team: Team,
 ) -> int:
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True, map_location=next(iter(shadow.values())).device)
     try:
         if state["steps"] != steps:
             raise ValueError(f"it is of a run of {state['steps']} steps, not {steps}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.pocket.fit import fit, whole_files
+from lorarar.pocket.fit import accelerator, fit, whole_files
 from lorarar.pocket.shards import Columns
 from lorarar.pocket.views import RoundTrip, blurred_and_noisy, mirrored, recoloured, warped
 from lorarar.pocket.vocabulary import word_tokenizer
@@ -47,7 +47,7 @@ def pair_views(
     data: Columns, places: np.ndarray, kind: Kind, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """References, tests and labels at `places`, varied in ways that leave the answer as it is."""
-    reference, test = as_tensor(data["reference"][places]), as_tensor(data["test"][places])
+    reference, test = (as_tensor(data[key][places]).to(accelerator()) for key in ("reference", "test"))
     reference, test = recoloured([reference, test], generator)
     if kind == "subject":
         reference, test = mirrored(reference, generator), mirrored(test, generator)
@@ -55,7 +55,7 @@ def pair_views(
         # A style has a direction of strokes and light, so its two pictures may only be mirrored together.
         reference, test = mirrored(torch.cat([reference, test], dim=1), generator).chunk(2, dim=1)
     test = blurred_and_noisy(warped(test, generator), generator)
-    return reference, test, torch.from_numpy(data["label"][places]).float()
+    return reference, test, torch.from_numpy(data["label"][places]).float().to(reference.device)
 
 
 def train_verification(
@@ -72,18 +72,20 @@ def train_verification(
     accuracies.
     """
     torch.manual_seed(shop.seed)
-    data, network = shop.pairs(kind, count), Verifier()
+    data, network = shop.pairs(kind, count), Verifier().to(accelerator())
 
-    def loss(step: int) -> Tensor:
+    def draw(step: int) -> Sequence[Tensor]:
         rng, generator = generators(shop.seed, step)
-        reference, test, label = pair_views(data, rng.integers(len(data["label"]), size=batch), kind, generator)
+        return pair_views(data, rng.integers(len(data["label"]), size=batch), kind, generator)
+
+    def loss(reference: Tensor, test: Tensor, label: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(network(reference, test).float(), label)
 
     fit(
-        network, loss, name=f"verification {kind}", steps=steps, learning_rate=rate,
+        network, draw, loss, name=f"verification {kind}", steps=steps, learning_rate=rate,
         checkpoint=shop.work / f"verification-{kind}.pt",
     )  # fmt: skip
-    save_verifier(network, out / f"{kind}.safetensors")
+    save_verifier(network.cpu(), out / f"{kind}.safetensors")
 
     @torch.inference_mode()
     def answers(pairs: Columns) -> list[bool | None]:
@@ -156,23 +158,27 @@ def train_clip(
     write_json(out / "open_clip_config.json", config)
     with whole_files(out) as folder:
         tokenizer.save_pretrained(str(folder))
-    model = open_clip.CLIP(**config["model_cfg"])
+    device = accelerator()
+    model = open_clip.CLIP(**config["model_cfg"]).to(device)
     tokens = open_clip.get_tokenizer(f"local-dir:{out.resolve()}")(data["caption"].tolist())
     _, caption = np.unique(data["caption"], return_inverse=True)
 
-    def loss(step: int) -> Tensor:
+    def draw(step: int) -> Sequence[Tensor]:
         rng, generator = generators(shop.seed, step)
         places = rng.integers(len(tokens), size=batch)
-        views = blurred_and_noisy(warped(as_tensor(data["image"][places]), generator), generator)
-        image, text, scale = model(mirrored(views, generator), tokens[places])
-        logits = (scale.clamp(max=50.0) * image @ text.T).float()
+        views = blurred_and_noisy(warped(as_tensor(data["image"][places]).to(device), generator), generator)
         same = torch.from_numpy(caption[places][:, None] == caption[places][None, :]).float()
+        return mirrored(views, generator), tokens[places].to(device), same.to(device)
+
+    def loss(views: Tensor, tokens: Tensor, same: Tensor) -> Tensor:
+        image, text, scale = model(views, tokens)
+        logits = (scale.clamp(max=50.0) * image @ text.T).float()
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    fit(model, loss, name="clip", steps=steps, learning_rate=rate, checkpoint=shop.work / "clip.pt")
+    fit(model, draw, loss, name="clip", steps=steps, learning_rate=rate, checkpoint=shop.work / "clip.pt")
     with atomic(out / "open_clip_model.safetensors") as temporary:
-        save_file({name: half(tensor) for name, tensor in model.state_dict().items()}, temporary)
+        save_file({name: half(tensor) for name, tensor in model.cpu().state_dict().items()}, temporary)
 
 
 # --- DINO -----------------------------------------------------------------------------------------
@@ -184,8 +190,9 @@ def contrast(first: Tensor, second: Tensor, temperature: float = 0.2) -> Tensor:
     """
     views = F.normalize(torch.cat([first, second]).float(), dim=1)
     n = len(first)
-    logits = (views @ views.T / temperature).masked_fill(torch.eye(2 * n, dtype=torch.bool), -torch.inf)
-    return F.cross_entropy(logits, torch.arange(2 * n).roll(n))
+    itself = torch.eye(2 * n, dtype=torch.bool, device=views.device)
+    logits = (views @ views.T / temperature).masked_fill(itself, -torch.inf)
+    return F.cross_entropy(logits, torch.arange(2 * n, device=views.device).roll(n))
 
 
 def train_dino(
@@ -211,20 +218,23 @@ def train_dino(
     def view(pixels: Tensor, generator: torch.Generator) -> Tensor:
         moved = warped(mirrored(pixels, generator), generator, shift=4.0, scale=0.2, wobble=1.2)
         tint = 1 + 0.15 * (2 * torch.rand((len(pixels), 3, 1, 1), generator=generator) - 1)
-        return blurred_and_noisy((moved * tint).clamp(-1, 1), generator)
+        return blurred_and_noisy((moved * tint.to(moved.device)).clamp(-1, 1), generator)
 
-    def loss(step: int) -> Tensor:
+    def draw(step: int) -> Sequence[Tensor]:
         rng, generator = generators(shop.seed, step)
-        pixels = as_tensor(data["image"][rng.choice(len(data["image"]), size=batch, replace=False)])
-        views = torch.cat([view(pixels, generator), view(pixels, generator)])
+        pixels = as_tensor(data["image"][rng.choice(len(data["image"]), size=batch, replace=False)]).to(device)
+        return [torch.cat([view(pixels, generator), view(pixels, generator)])]
+
+    def loss(views: Tensor) -> Tensor:
         return contrast(*head(model(pixel_values=views).last_hidden_state[:, 0]).chunk(2))
 
-    both = nn.ModuleDict({"model": model, "head": head})
-    fit(both, loss, name="dino", steps=steps, learning_rate=rate, checkpoint=shop.work / "dino.pt")
+    device = accelerator()
+    both = nn.ModuleDict({"model": model, "head": head}).to(device)
+    fit(both, draw, loss, name="dino", steps=steps, learning_rate=rate, checkpoint=shop.work / "dino.pt")
     size = {"height": SIZE, "width": SIZE}
     processor = ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=3)
     with whole_files(out) as folder:
-        model.half().save_pretrained(folder)
+        model.cpu().half().save_pretrained(folder)
         processor.save_pretrained(folder)
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.pocket.fit import fit
+from lorarar.pocket.fit import accelerator, fit
 from lorarar.pocket.judges import generators
 from lorarar.pocket.shards import Columns
 from lorarar.pocket.views import blurred_and_noisy, warped
@@ -125,27 +125,32 @@ def train_recogniser(
     names = {head: sorted(set(data[head].tolist()) - {UNKNOWN}) for head in HEADS}
     numbers = {head: {name: number for number, name in enumerate(names[head])} | {UNKNOWN: -100} for head in HEADS}
     labels = {head: torch.tensor([numbers[head][name] for name in data[head].tolist()]) for head in HEADS}
-    network = Network([len(names[head]) for head in HEADS])
+    device = accelerator()
+    network = Network([len(names[head]) for head in HEADS]).to(device)
 
-    def loss(step: int) -> Tensor:
+    def draw(step: int) -> Sequence[Tensor]:
         rng, generator = generators(shop.seed, step)
         places = rng.integers(len(data["image"]), size=batch)
-        pixels = warped(as_tensor(data["image"][places]), generator)
-        outputs = network(blurred_and_noisy(pixels, generator))
+        pixels = warped(as_tensor(data["image"][places]).to(device), generator)
+        return [blurred_and_noisy(pixels, generator), *(labels[head][places].to(device) for head in HEADS)]
+
+    def loss(pixels: Tensor, *answers: Tensor) -> Tensor:
         parts = [
-            F.cross_entropy(logits.float(), labels[head][places], label_smoothing=0.05)
-            for head, logits in zip(HEADS, outputs, strict=True)
+            F.cross_entropy(logits.float(), answer, label_smoothing=0.05)
+            for logits, answer in zip(network(pixels), answers, strict=True)
         ]
         return torch.stack(parts).sum()
 
     fit(
         network,
+        draw,
         loss,
         name="recogniser",
         steps=steps,
         learning_rate=rate,
         checkpoint=shop.work / "recogniser.pt",
     )
+    network.cpu()
     # Logit adjustment (Menon et al., 2021): every answer is as likely beforehand, "other" too, which most pictures are.
     with torch.no_grad():
         for linear, head in zip(network.heads, HEADS, strict=True):

@@ -91,9 +91,10 @@ def blurred_and_noisy(pixels: Tensor, generator: torch.Generator, blur: float = 
     n = len(pixels)
     # Two averages over 2 x 2 make the kernel [1, 2, 1] / 4 in both directions.
     soft = F.avg_pool2d(F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 2, 1), 2, 1)
-    pixels = torch.lerp(pixels, soft, blur * torch.rand((n, 1, 1, 1), generator=generator))
+    device = pixels.device
+    pixels = torch.lerp(pixels, soft, blur * torch.rand((n, 1, 1, 1), generator=generator).to(device))
     strength = noise * torch.rand((n, 1, 1, 1), generator=generator)
-    return pixels + strength * torch.randn(pixels.shape, generator=generator)
+    return pixels + (strength * torch.randn(pixels.shape, generator=generator)).to(device)
 
 
 def warped(
@@ -113,12 +114,12 @@ def warped(
         * torch.rand((n, 1, 1, 1), generator=generator)
     )
     grid = grid + F.interpolate(bumps, size=(size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    return F.grid_sample(pixels, grid.to(pixels.device), padding_mode="border", align_corners=False)
 
 
 def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror a random half of the pictures."""
-    flip = torch.rand(len(pixels), generator=generator) < 0.5
+    flip = (torch.rand(len(pixels), generator=generator) < 0.5).to(pixels.device)
     return torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
 
 
@@ -131,5 +132,5 @@ def recoloured(tensors: list[Tensor], generator: torch.Generator) -> list[Tensor
     orders = torch.tensor(list(permutations(range(3))))
     n = len(tensors[0])
     chosen = torch.randint(len(orders), (n,), generator=generator) * (torch.rand(n, generator=generator) < 0.5)
-    index = orders[chosen][:, :, None, None]
+    index = orders[chosen][:, :, None, None].to(tensors[0].device)
     return [tensor.gather(1, index.expand(tensor.shape)) for tensor in tensors]

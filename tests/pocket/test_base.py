@@ -39,6 +39,7 @@ def test_every_word_is_one_token_and_every_digit(tmp_path):
         pieces = tokenizer.convert_ids_to_tokens(tokenizer(word, add_special_tokens=False).input_ids)
         assert pieces == (["3</w>", "d</w>"] if word == "3d" else [f"{pieces[0]}"]), word
         assert tokenizer.eos_token not in pieces, word
+    assert tokenizer.get_vocab() == build_tokenizer(words, tmp_path / "again").get_vocab()
     prompt = tokenizer("a dog in 3d rendering style").input_ids
     assert prompt.count(tokenizer.eos_token_id) == 1  # the second encoder's summary is read where the prompt ends
 
@@ -64,11 +65,13 @@ def _train(rank: int, workers: int, folder: Path) -> None:
     torch.manual_seed(0)
     model = nn.Linear(4, 2)
 
-    def loss(step: int) -> torch.Tensor:
-        x = torch.randn(8, 4, generator=team.generator(step))
+    def draw(step: int) -> list[torch.Tensor]:
+        return [torch.randn(8, 4, generator=team.generator(step))]
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
         return (model(x) - x[:, :2]).square().mean()
 
-    fit(model, loss, name="map", steps=30, learning_rate=0.1, checkpoint=folder / "map.pt", bf16=False, team=team)
+    fit(model, draw, loss, name="map", steps=30, learning_rate=0.1, checkpoint=folder / "map.pt", bf16=False, team=team)
     torch.save(model.state_dict(), folder / f"{rank}.pt")
 
 

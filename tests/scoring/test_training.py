@@ -23,20 +23,16 @@ def toy(seed=0):
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
 
 
-def toy_loss(model, stop_at=None):
-    def loss(step):
+def run(model, path, stop_at=None):
+    def draw(step):
         if step == stop_at:
             raise KeyboardInterrupt
-        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
-        return ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
+        return [torch.randn(16, 4, generator=torch.Generator().manual_seed(step))]
 
-    return loss
-
-
-def run(model, path, **options):
     fit(
         model,
-        toy_loss(model, **options),
+        draw,
+        lambda x: ((model(x) - x.sum(1, keepdim=True)) ** 2).mean(),
         name="toy",
         steps=40,
         learning_rate=0.05,
