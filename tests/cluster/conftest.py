@@ -16,9 +16,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if not os.environ.get("TEST_CLUSTER"):
         pytest.skip("a real Slurm is started only by `make test-cluster`")
     if missing := [name for name in DAEMONS if not shutil.which(name)]:
-        pytest.skip(f"no {' '.join(missing)} here: apt-get install slurm-wlm munge")
+        pytest.fail(f"no {' '.join(missing)} here: apt-get install slurm-wlm munge")
     if os.geteuid():
-        pytest.skip("Slurm's daemons need root")
+        pytest.fail("Slurm's daemons need root")
     running = Cluster(tmp_path_factory.mktemp("slurm"))
     yield running
     running.stop()
