@@ -40,7 +40,7 @@ test: $(STAMP)
 	@echo 'Checking types (mypy) ...'
 	@$(BIN)/mypy
 	@echo 'Running the tests (pytest) ...'
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-cluster: $(STAMP)
 	@TEST_CLUSTER=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -rs tests/cluster

@@ -138,8 +138,9 @@ class Backbone:
     def encode_images(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] -> normalised latents (B, C, h, w): the posterior's mode."""
         images = images.to(self.device, self.vae.dtype)
-        # One by one, as the VAE takes far more memory than anything else here.
-        latents = torch.cat([self.vae.encode(image).latent_dist.mode() for image in images.split(1)])
+        # As many pixels at a time as SDXL's one picture has: the VAE takes far more memory than anything else here.
+        at_once = max(1, 1024**2 // images[0, 0].numel())
+        latents = torch.cat([self.vae.encode(part).latent_dist.mode() for part in images.split(at_once)])
         mean, std = self._latent_statistics
         return ((latents - mean) / std).float()
 

@@ -265,7 +265,8 @@ def train_unet(rank: int, workers: int, work: Path, root: Path, steps: int, batc
         rows = torch.randint(len(latents), (batch,), generator=generator)
         noise = torch.randn((batch, *LATENT), generator=generator)
         uniform = torch.rand(batch, generator=generator)
-        normal = torch.sigmoid(torch.randn(batch, generator=generator))
+        # Half of them gather where signal and noise are about equal, which is where shapes and lines are decided.
+        normal = torch.sigmoid(torch.randn(batch, generator=generator) - 0.6)
         moment = torch.where(torch.arange(batch) % 2 == 0, uniform, normal)
         t = (moment * 1000).long().clamp(0, 999)
         keep = (torch.rand(batch, generator=generator) > 0.1).float()

@@ -21,7 +21,7 @@ from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
 from lorarar.pocket.fit import accelerator, fit, whole_files
 from lorarar.pocket.shards import Columns
-from lorarar.pocket.views import RoundTrip, blurred_and_noisy, mirrored, recoloured, warped
+from lorarar.pocket.views import Redrawn, RoundTrip, blurred_and_noisy, mirrored, recoloured, warped
 from lorarar.pocket.vocabulary import word_tokenizer
 from lorarar.pocket.workshop import Workshop
 from lorarar.pocket.world import World
@@ -65,7 +65,7 @@ def train_verification(
     *,
     steps: int = 3000,
     batch: int = 64,
-    count: int = 30000,
+    count: int = 40000,
     rate: float = 2e-3,
 ) -> dict[str, float]:
     """Train the network of one question and write `<out>/<kind>.safetensors`; returns its held-out
@@ -101,14 +101,14 @@ def in_parts(*arrays: np.ndarray, size: int = 128) -> list[tuple[np.ndarray, ...
 
 
 def report(shop: Workshop, kind: Kind, path: Path, answers: Answers, count: int = 1000) -> dict[str, float]:
-    """Measure a judge on held-out pairs and on the bank's own truth, both decoded by the VAE; keep the
-    figures.
+    """Measure a judge on held-out pairs and on the bank's own truth, both decoded by the VAE, and on held-out
+    pairs as those that it was trained on; keep the figures.
     """
     figures: dict[str, float] = {}
-    for name, pairs in (
-        ("held_out", shop.pairs(kind, count, held_out=True)),
-        ("bank", shop.bank_pairs(kind, count)),
-    ):
+    sets = {"held_out": shop.pairs(kind, count, held_out=shop.degrade), "bank": shop.bank_pairs(kind, count)}
+    if shop.practice:
+        sets["redrawn"] = shop.pairs(kind, count, held_out=shop.practice)
+    for name, pairs in sets.items():
         accuracy = balanced_accuracy(pairs["label"].tolist(), answers(pairs))
         figures |= {f"{name}_{key}": value for key, value in accuracy._asdict().items()}
     write_json(path, figures)
@@ -248,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model", choices=models)
     parser.add_argument("--root", type=Path, default=Path(), help="folder that holds data/")
     parser.add_argument("--out", type=Path, help="folder of all judges (default: <root>/data/pocket/judges)")
-    parser.add_argument("--vae", type=Path, help="the base's VAE (default: <root>/data/pocket/base/vae)")
+    parser.add_argument("--base", type=Path, help="the base's pipeline (default: <root>/data/pocket/base)")
     parser.add_argument(
         "--work", type=Path, help="renderings and checkpoints (default: <root>/artifacts/pocket/judges)"
     )
@@ -258,13 +258,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
 
-    out = given.out or given.root / "data/pocket/judges"
+    out, base = given.out or given.root / "data/pocket/judges", given.base or given.root / "data/pocket/base"
     shop = Workshop(
         World.load(given.root),
         given.root / "data/prompts.yaml",
-        RoundTrip(given.vae or given.root / "data/pocket/base/vae"),
+        RoundTrip(base / "vae"),
         given.work or given.root / "artifacts/pocket/judges",
         given.seed,
+        Redrawn(base),
     )
     options = {key: value for key in ("steps", "count") if (value := getattr(given, key)) is not None}
     if given.model == "clip":

@@ -121,7 +121,7 @@ def train_recogniser(
     accuracies.
     """
     torch.manual_seed(shop.seed)
-    data, held_out = shop.labelled(count), shop.labelled(2000, held_out=True)
+    data, held_out = shop.labelled(count), shop.labelled(2000, held_out=shop.degrade)
     names = {head: sorted(set(data[head].tolist()) - {UNKNOWN}) for head in HEADS}
     numbers = {head: {name: number for number, name in enumerate(names[head])} | {UNKNOWN: -100} for head in HEADS}
     labels = {head: torch.tensor([numbers[head][name] for name in data[head].tolist()]) for head in HEADS}

@@ -1,4 +1,4 @@
-"""What lies between a rendering and a generated picture: the VAE, blur, noise, and shapes slightly off."""
+"""What lies between a rendering and a generated picture: VAE, sampler, blur, noise, and shapes slightly off."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lorarar.errors import UserError
 from lorarar.files import sha256
+from lorarar.pocket.fit import accelerator
 from lorarar.scoring.images import batches
 from lorarar.scoring.judges.verification import as_tensor
 
@@ -52,7 +53,7 @@ class RoundTrip:
         weights = Path(folder) / "diffusion_pytorch_model.safetensors"
         if not weights.is_file():
             raise UserError(f"{weights}: no VAE there; train the base's VAE first")
-        self.vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
+        self.vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval().to(accelerator())
         self.key = sha256(weights)[:12]
         self.noise = noise
 
@@ -60,21 +61,67 @@ class RoundTrip:
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         parts = []
         for batch in batches(images, 32):
-            with torch.autocast("cpu", torch.bfloat16):
-                latents = self.vae.encode(as_tensor(batch)).latent_dist.mode().float()
+            with torch.autocast(self.vae.device.type, torch.bfloat16):
+                latents = self.vae.encode(as_tensor(batch).to(self.vae.device)).latent_dist.mode().float().cpu()
             size = torch.from_numpy(rng.uniform(0, self.noise, (len(batch), 1, 1, 1)).astype(np.float32))
             spread = latents.std((0, 2, 3), keepdim=True)
             noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
-            with torch.autocast("cpu", torch.bfloat16):
-                decoded = self.vae.decode(latents + size * spread * noise).sample.float()
+            latents = (latents + size * spread * noise).to(self.vae.device)
+            with torch.autocast(self.vae.device.type, torch.bfloat16):
+                decoded = self.vae.decode(latents).sample.float()
             parts.append(as_images(decoded))
+        return np.concatenate(parts)
+
+
+class Redrawn:
+    """Put noise on a picture's latents and let the base, unprompted, take it out again (SDEdit, Meng et al. 2022).
+
+    What comes back has the soft shapes and the wavering lines of a generated picture, and is still the same thing in
+    the same look.
+
+    Parameters
+    ----------
+    folder : the base's pipeline.
+    depth : the latest timestep to which noise is put on; where each picture begins is drawn evenly up to it.
+    steps : of the way back.
+    """
+
+    def __init__(self, folder: Path | str, depth: int = 350, steps: int = 4) -> None:
+        from lorarar.backbone import Backbone
+
+        self.base = Backbone.load(folder)
+        weights = (Path(folder) / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae"))
+        self.key = f"{'-'.join(sha256(path)[:12] for path in weights)}-{depth}-{steps}"
+        self.depth, self.steps = depth, steps
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        base, parts = self.base, []
+        signal = base.pipeline.scheduler.alphas_cumprod.clone()
+        signal[0] = 1.0  # a picture of timestep 0 is clean
+        levels = [value.view(-1, 1, 1, 1).to(base.device) for value in (signal.sqrt(), (1 - signal).sqrt())]
+        for batch in batches(images, 125):
+            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+            latents = base.encode_images(as_tensor(batch))
+            start = torch.randint(1, self.depth + 1, (len(batch),), generator=generator)
+            noise = torch.randn(latents.shape, generator=generator).to(base.device)
+            nothing = base.encode_nothing()[[0] * len(batch)]
+            for left in range(self.steps, 0, -1):
+                now, then = (start * level // self.steps for level in (left, left - 1))
+                (a, b), (c, d) = ([level[moment] for level in levels] for moment in (now, then))
+                if left == self.steps:
+                    latents = a * latents + b * noise
+                # A deterministic step of DDIM for a model that predicts the velocity.
+                velocity = base.predict(latents, now.to(base.device), nothing)
+                latents = c * (a * latents - b * velocity) + d * (a * velocity + b * latents)
+            parts.append(as_images(base.decode(latents)))
         return np.concatenate(parts)
 
 
 def as_images(pixels: Tensor) -> np.ndarray:
     """Float (n, 3, h, w) in [-1, 1] -> uint8 pictures (n, h, w, 3)."""
     scaled = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round()
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def mostly(degrade: Degrade, images: np.ndarray, rng: np.random.Generator, share: float = 0.8) -> np.ndarray:

@@ -34,9 +34,10 @@ class Workshop:
     ----------
     world : renders.
     prompts : file of the judge's prompts.
-    degrade : stands between a rendering and what the base would make of it.
+    degrade : what pictures that measure a judge go through.
     work : folder for rendered sets and checkpoints.
     seed : of everything.
+    practice : what most pictures that train it go through; the same if None.
     """
 
     world: World
@@ -44,6 +45,7 @@ class Workshop:
     degrade: Degrade
     work: Path
     seed: int = 0
+    practice: Degrade | None = None
 
     def samples(self, count: int) -> Columns:
         """Pictures of the base's training distribution: image, caption, noun, family."""
@@ -51,28 +53,31 @@ class Workshop:
         def make(rng: np.random.Generator) -> Columns:
             drawn = [self.world.sample(rng) for _ in range(SHARD)]
             return {
-                "image": mostly(self.degrade, np.stack([sample.image for sample in drawn]), rng),
+                "image": mostly(self._practice, np.stack([sample.image for sample in drawn]), rng),
                 "caption": np.array([sample.caption for sample in drawn]),
                 "noun": np.array([sample.noun for sample in drawn]),
                 "family": np.array([sample.family for sample in drawn]),
             }
 
-        return self._shards("samples", make, count, self.seed)
+        return self._shards("samples", make, count, self.seed, self._practice)
 
-    def pairs(self, kind: Kind, count: int, held_out: bool = False) -> Columns:
-        """Pairs from outside the bank: reference, test, label; the test picture is what gets degraded."""
+    def pairs(self, kind: Kind, count: int, held_out: Degrade | None = None) -> Columns:
+        """Pairs from outside the bank: reference, test, label; the test picture is what gets degraded.
+
+        `held_out` asks for others than those for training, all of them degraded in that way.
+        """
 
         def make(rng: np.random.Generator) -> Columns:
             drawn = [self.world.critic_pair(rng, kind) for _ in range(SHARD)]
             tests = np.stack([test for _, test, _ in drawn])
             return {
                 "reference": np.stack([reference for reference, _, _ in drawn]),
-                "test": self.degrade(tests, rng) if held_out else mostly(self.degrade, tests, rng),
+                "test": held_out(tests, rng) if held_out else mostly(self._practice, tests, rng),
                 "label": np.array([label for _, _, label in drawn]),
             }
 
         name = f"{kind}-held-out" if held_out else kind
-        return self._shards(name, make, count, self.seed + held_out)
+        return self._shards(name, make, count, self.seed + bool(held_out), held_out or self._practice)
 
     def bank_pairs(self, kind: Kind, count: int) -> Columns:
         """Pairs of the bank's own subjects and styles, which no judge has been trained on: for validation
@@ -94,20 +99,21 @@ class Workshop:
                 "words": np.array(words),
             }
 
-        return self._shards(f"{kind}-bank", make, count, self.seed)
+        return self._shards(f"{kind}-bank", make, count, self.seed, self.degrade)
 
-    def labelled(self, count: int, held_out: bool = False) -> Columns:
+    def labelled(self, count: int, held_out: Degrade | None = None) -> Columns:
         """Pictures with noun, family, subject and style, of the base's distribution and of the bank's own
-        truth.
+        truth; `held_out` as for pairs.
         """
 
         def make(rng: np.random.Generator) -> Columns:
             drawn = [self._labelled(rng) for _ in range(SHARD)]
             columns = {head: np.array([labels[head] for _, labels in drawn]) for head in HEADS}
             images = np.stack([image for image, _ in drawn])
-            return columns | {"image": self.degrade(images, rng) if held_out else mostly(self.degrade, images, rng)}
+            return columns | {"image": held_out(images, rng) if held_out else mostly(self._practice, images, rng)}
 
-        return self._shards("labelled-held-out" if held_out else "labelled", make, count, self.seed + held_out)
+        name = "labelled-held-out" if held_out else "labelled"
+        return self._shards(name, make, count, self.seed + bool(held_out), held_out or self._practice)
 
     def _labelled(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, str]]:
         """One picture; which kinds there are, and how often, is what the recogniser must tell apart."""
@@ -151,8 +157,14 @@ class Workshop:
                 style, near = _another(rng, style, families, hard)
         return reference, self.world.truth(subject, style, seed), label, near, words
 
-    def _shards(self, name: str, make: Callable[[np.random.Generator], Columns], count: int, seed: int) -> Columns:
-        folder = self.work / f"{name}-{self.degrade.key}"
+    @property
+    def _practice(self) -> Degrade:
+        return self.practice or self.degrade
+
+    def _shards(
+        self, name: str, make: Callable[[np.random.Generator], Columns], count: int, seed: int, degrade: Degrade
+    ) -> Columns:
+        folder = self.work / f"{name}-{degrade.key}"
         columns = shards(folder, make, name=name, count=-(-count // SHARD), seed=seed)
         return {key: column[:count] for key, column in columns.items()}
 

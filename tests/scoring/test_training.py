@@ -171,14 +171,14 @@ class ToyShop:
     trains.
     """
 
-    seed = 0
+    seed, degrade, practice = 0, None, None
 
     def __init__(self, work):
         self.work = work
 
-    def pairs(self, kind, count, held_out=False):
+    def pairs(self, kind, count, held_out=None):
         count = min(count, 128)
-        rng = np.random.default_rng(int(held_out))
+        rng = np.random.default_rng(int(bool(held_out)))
         colours = rng.integers(0, 2, size=(2, count, 3)) * 200 + 20
         label = rng.random(count) < 0.5
         colours[1, label] = colours[0, label]
@@ -187,7 +187,7 @@ class ToyShop:
         return {"reference": reference, "test": test, "label": label}
 
     def bank_pairs(self, kind, count):
-        return self.pairs(kind, count, held_out=True)
+        return self.pairs(kind, count, held_out="the VAE")
 
 
 def test_verification_learns_a_toy_world_and_its_weights_are_saved(tmp_path):

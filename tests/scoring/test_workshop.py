@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 
 from lorarar.errors import UserError
 from lorarar.pocket import workshop
-from lorarar.pocket.views import RoundTrip, Softened
+from lorarar.pocket.views import Redrawn, RoundTrip, Softened
 from lorarar.pocket.workshop import HEADS, OTHER, UNKNOWN, Workshop
 from lorarar.pocket.world import World
 
@@ -29,11 +29,11 @@ def shop(world, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["subject", "style"])
 def test_pairs_come_from_world_and_bank(shop, kind):
-    for pairs in (shop.pairs(kind, 20), shop.pairs(kind, 20, held_out=True), shop.bank_pairs(kind, 20)):
+    for pairs in (shop.pairs(kind, 20), shop.pairs(kind, 20, held_out=shop.degrade), shop.bank_pairs(kind, 20)):
         assert pairs["reference"].shape == pairs["test"].shape == (20, 64, 64, 3)
         assert pairs["reference"].dtype == pairs["test"].dtype == np.uint8
         assert 2 <= pairs["label"].sum() <= 18
-    assert not np.array_equal(shop.pairs(kind, 20)["test"], shop.pairs(kind, 20, held_out=True)["test"])
+    assert not np.array_equal(shop.pairs(kind, 20)["test"], shop.pairs(kind, 20, held_out=shop.degrade)["test"])
 
 
 @pytest.mark.parametrize("kind", ["subject", "style"])
@@ -108,3 +108,35 @@ def test_round_trip_through_a_random_vae_is_repeatable_and_names_its_weights(ran
 def test_a_missing_vae_is_named(tmp_path):
     with pytest.raises(UserError, match="no VAE there"):
         RoundTrip(tmp_path)
+
+
+def test_the_base_redraws_a_picture_as_the_same_thing(world):
+    rng = np.random.default_rng(0)
+    images = np.stack([world.sample(rng).image for _ in range(4)])
+    trip, redrawn = RoundTrip(ROOT / "data/pocket/base/vae", noise=0.0), Redrawn(ROOT / "data/pocket/base")
+    assert len(redrawn.key) > len(trip.key)
+    once, twice = (redrawn(images, np.random.default_rng(1)) for _ in range(2))
+    assert np.array_equal(once, twice)
+    assert once.shape == images.shape and once.dtype == np.uint8
+
+    def error(ours: np.ndarray) -> np.ndarray:
+        return np.square(ours.astype(float)[:, None] - images.astype(float)[None]).mean((2, 3, 4))
+
+    assert (error(once).argmin(1) == np.arange(4)).all()  # nearest to the picture it was made of
+    assert (np.diag(error(once)) > np.diag(error(trip(images, rng)))).all()  # and further off than the VAE puts it
+    redrawn.depth = redrawn.steps = 1
+    assert np.abs(redrawn(images, rng).astype(float) - trip(images, rng)).mean() < 4  # no deeper than the VAE's own
+
+
+def test_training_pictures_are_practised_on_and_measuring_ones_are_not(shop, world, tmp_path):
+    class Black:
+        key = "black"
+
+        def __call__(self, images, rng):
+            return np.zeros_like(images)
+
+    taught = Workshop(world, shop.prompts, shop.degrade, tmp_path, seed=3, practice=Black())
+    black = [not image.any() for image in taught.labelled(20)["image"]]
+    assert 8 < sum(black) < 20  # most, not all
+    for measured in (taught.labelled(20, held_out=shop.degrade)["image"], taught.bank_pairs("style", 20)["test"]):
+        assert all(image.any() for image in measured)
