@@ -171,7 +171,7 @@ class ToyShop:
     trains.
     """
 
-    seed, degrade, practice = 0, None, None
+    seed, degrade, practice = 0, "the VAE", None
 
     def __init__(self, work):
         self.work = work
@@ -187,7 +187,7 @@ class ToyShop:
         return {"reference": reference, "test": test, "label": label}
 
     def bank_pairs(self, kind, count):
-        return self.pairs(kind, count, held_out="the VAE")
+        return self.pairs(kind, count, held_out=self.degrade)
 
 
 def test_verification_learns_a_toy_world_and_its_weights_are_saved(tmp_path):
