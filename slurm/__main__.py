@@ -33,14 +33,15 @@ def plan(stage: str, arguments: Annotated[list[str] | None, typer.Argument()] = 
 def status() -> None:
     """Show for every stage how many tasks are done, running, queued and failed."""
     table = Table("stage", "done", "running", "queued", "failed", "not begun", "time left")
-    failed = []
+    failed, waits = [], []
     for row in control.progress(WORK):
         numbers = (row.done, row.running, row.queued, len(row.failed), row.missing)
         left = "" if not (row.running or row.queued or row.missing) else _duration(row.seconds_left)
         table.add_row(row.description, *map(str, numbers), left)
+        waits += [f"{row.description}: queued tasks wait, Slurm says: {row.reason}"] if row.reason else []
         failed += [f"{row.description}: {name} failed; python -m slurm logs {name}" for name in row.failed]
     Console().print(table)
-    print(*failed[:20], *([f"and {len(failed) - 20} more"] if len(failed) > 20 else []), sep="\n", end="")
+    print(*waits, *failed[:20], *([f"and {len(failed) - 20} more"] if len(failed) > 20 else []), sep="\n", end="")
 
 
 @app.command()

@@ -19,7 +19,13 @@ SAMPLE = 200
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the last run of one stage is. `seconds_left` is None where nothing is known yet."""
+    """How far the last run of one stage is.
+
+    Attributes
+    ----------
+    seconds_left : None where nothing is known yet.
+    reason : why most of the queued tasks do not run, in Slurm's words.
+    """
 
     description: str
     done: int
@@ -28,6 +34,7 @@ class Progress:
     failed: list[str]
     missing: int
     seconds_left: float | None
+    reason: str = ""
 
 
 def journals(work: Path) -> Iterator[Journal]:
@@ -42,7 +49,7 @@ def progress(work: Path) -> list[Progress]:
     found = []
     for journal in journals(work):
         present, failures = names(journal.root), journal.failures()
-        states = _states(journal, jobs or {})
+        states, reasons = _states(journal, jobs or {})
         for run in journal.runs().values():
             tasks = run["tasks"]
             open_tasks = tasks.keys() - present
@@ -54,9 +61,10 @@ def progress(work: Path) -> list[Progress]:
             left = each * len(open_tasks - failed) / at_once if each is not None else None
             missing = len(open_tasks) - len(failed) - running - queued
             which = sorted(tasks[key] for key in failed)
-            found.append(
-                Progress(run["description"], len(tasks) - len(open_tasks), running, queued, which, missing, left)
-            )
+            why = Counter(reasons[key] for key in open_tasks - failed if key in reasons).most_common(1)
+            reason = why[0][0] if why else ""
+            done = len(tasks) - len(open_tasks)
+            found.append(Progress(run["description"], done, running, queued, which, missing, left, reason))
     return found
 
 
@@ -103,9 +111,9 @@ def log_of(work: Path, task: str) -> Path | None:
     return max(logs, key=lambda log: log.stat().st_mtime) if logs else None
 
 
-def _states(journal: Journal, jobs: dict[str, queue.Status]) -> dict[str, str]:
-    """Tasks that are with Slurm: key -> running or queued."""
-    states = {}
+def _states(journal: Journal, jobs: dict[str, queue.Status]) -> tuple[dict[str, str], dict[str, str]]:
+    """Tasks that are with Slurm: key -> running or queued; and of those that are pending, key -> why."""
+    states, reasons = {}, {}
     for array in journal.arrays():
         for index, keys in enumerate(array.elements):
             status = jobs.get(array.id(index))
@@ -113,4 +121,6 @@ def _states(journal: Journal, jobs: dict[str, queue.Status]) -> dict[str, str]:
                 continue
             current = array.now(index).get("key") if status.state == "RUNNING" else None
             states.update({key: "running" if key == current else "queued" for key in keys})
-    return states
+            if status.state == "PENDING" and status.reason not in ("", "None"):
+                reasons.update(dict.fromkeys(keys, status.reason))
+    return states, reasons

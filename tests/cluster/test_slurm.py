@@ -130,8 +130,9 @@ def test_ctrl_c_leaves_the_jobs_and_cancel_ends_them(project: Project) -> None:
 
 
 def test_a_controller_that_goes_away_for_a_while_is_waited_for(project: Project, cluster: Cluster) -> None:
-    driver = project.begin(named(6, seconds=3))
-    until(lambda: project.notes("begin"))
+    driver = project.begin(named(6, seconds=8))
+    until(lambda: len(project.notes("begin")) == 2)
+    cluster.save(project.jobs()[0])
     cluster.kill("slurmctld")
     time.sleep(8)
     cluster.start("slurmctld")

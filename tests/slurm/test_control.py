@@ -52,14 +52,14 @@ def row(table: str) -> list[str]:
     return [cell.strip() for cell in table.splitlines()[3].strip("│").split("│")]
 
 
-def test_status_counts_done_running_queued_and_failed_tasks(fake: FakeSlurm) -> None:
+def test_status_counts_done_running_queued_and_failed_tasks_and_says_why_some_wait(fake: FakeSlurm) -> None:
     def look() -> None:
         if len(fake.waits) == 2:
-            running = fake.jobs["101_2"]
-            running.state = "RUNNING"
+            running, waiting = fake.jobs["101_2"], fake.jobs["101_3"]
+            running.state, waiting.reason = "RUNNING", "QOSMaxCpuPerUserLimit"
             element.write_json(running.folder / "2.now", {"key": list(journal_keys())[4], "node": "n1"})
             seen.append(command("status"))
-            running.state = "PENDING"
+            running.state, waiting.reason = "PENDING", "None"
 
     seen: list[str] = []
     fake.at_once, fake.on_wait = 2, look
@@ -68,6 +68,7 @@ def test_status_counts_done_running_queued_and_failed_tasks(fake: FakeSlurm) -> 
     assert row(seen[0])[:6] == ["texts", "3", "1", "2", "1", "0"]
     assert row(seen[0])[6].endswith("min")
     assert "texts: bad failed; python -m slurm logs bad" in seen[0]
+    assert "texts: queued tasks wait, Slurm says: QOSMaxCpuPerUserLimit" in seen[0]
     assert row(command("status"))[:6] == ["texts", "6", "0", "0", "1", "0"]
 
 
@@ -140,7 +141,7 @@ def test_ten_thousand_tasks_are_planned_and_shown_in_seconds_and_little_memory(
     begin = time.process_time()
     (shown,) = control.progress(Path(".work"))
     showing = time.process_time() - begin
-    assert (shown.done, shown.queued, shown.missing) == (20, 9980, 0)
+    assert (shown.done, shown.queued, shown.missing, shown.reason) == (20, 9980, 0, "Priority")
     assert planning < 5 and showing < 5, (planning, showing)
     assert fake.count("squeue") == 1
     tracemalloc.start()
