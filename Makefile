@@ -33,6 +33,7 @@ repro: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@echo 'Results: results/*/tables and results/*/figures; numbers: $(BIN)/dvc metrics show'
 
+# The tests against a real Slurm, where they are asked for, mostly wait: a process of their own costs the others little.
 test: $(STAMP)
 	@echo 'Linting (ruff) ...'
 	@$(BIN)/ruff check .
@@ -40,7 +41,7 @@ test: $(STAMP)
 	@echo 'Checking types (mypy) ...'
 	@$(BIN)/mypy
 	@echo 'Running the tests (pytest) ...'
-	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(if $(TEST_CLUSTER),3,2) --dist loadfile
 
 test-cluster: $(STAMP)
 	@TEST_CLUSTER=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -rs tests/cluster

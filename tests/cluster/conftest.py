@@ -11,7 +11,7 @@ import pytest
 from lab import DAEMONS, Cluster, Project, call, until
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if not os.environ.get("TEST_CLUSTER"):
         pytest.skip("a real Slurm is started only by `make test-cluster`")

@@ -110,6 +110,7 @@ class Cluster:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 process.kill()
+        del os.environ["SLURM_CONF"]
 
 
 PROJECT = '''

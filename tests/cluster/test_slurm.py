@@ -141,6 +141,21 @@ def test_a_controller_that_goes_away_for_a_while_is_waited_for(project: Project,
     complete_once(project, 6)
 
 
+def test_a_slurmd_that_is_killed_and_started_again_costs_nothing(project: Project, cluster: Cluster) -> None:
+    """Its task goes on without it."""
+    driver = project.begin(named(4, seconds=6))
+    until(lambda: len(project.notes("begin")) == 2)
+    cluster.kill("n1")
+    try:
+        until(lambda: len(project.notes("end")) == 2)
+    finally:
+        cluster.start("n1")
+    status, output = project.finish(driver)
+    assert status == 0, output
+    complete_once(project, 4)
+    assert len(project.notes("begin")) == 4
+
+
 def test_a_node_that_dies_does_not_keep_its_tasks(project: Project, cluster: Cluster) -> None:
     driver = project.begin(named(4, seconds=6))
     until(lambda: len(project.notes("begin")) == 2)
