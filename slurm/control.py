@@ -34,7 +34,7 @@ class Progress:
     failed: list[str]
     missing: int
     seconds_left: float | None
-    reason: str = ""
+    reason: str
 
 
 def journals(work: Path) -> Iterator[Journal]:
