@@ -259,6 +259,7 @@ def main() -> None:
         "coefficient_speedup": seconds["released: coefficients"] / seconds["ours: coefficients"],
         "coefficient_speedup_bf16": seconds["released: coefficients"] / seconds["ours: coefficients, bf16"],
         "merge_speedup": seconds["released: merge"] / seconds["ours: merge"],
+        "coefficient_limit": seconds["released: coefficients"] / limit,  # the speedup that a limit_ratio of 1 would be
         "limit_ratio": seconds["ours: coefficients"] / limit,
         "peft_cat_ratio": seconds["peft: cat"] / seconds["ours: concat"],
         "peft_ties_ratio": seconds["peft: ties"] / seconds["ours: ties"],

@@ -14,6 +14,7 @@ from lorarar import formats
 from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
 from lorarar.merge.columns import Coefficients, pairs
+from lorarar.parallel import each
 
 GUIDED = ("to_q", "to_out.0")
 
@@ -90,14 +91,12 @@ class HyperNetwork(nn.Module):
         UserError
             A guided layer has a width this network was not made for, or there is none to guide.
         """
-        found = {
-            path: self(c, s)
-            for path, c, s in pairs(content, style)
-            if c.rank and s.rank and ends_with(path, self.guided)
+        guided = {
+            path: (c, s) for path, c, s in pairs(content, style) if c.rank and s.rank and ends_with(path, self.guided)
         }
-        if not found:
+        if not guided:
             raise UserError(f"the adapters share no layer that ends in {' or '.join(self.guided)}: nothing to guide")
-        return found
+        return dict(zip(guided, each(self, guided.values()), strict=True))
 
     def save(self, path: Path | str) -> None:
         """Write the state dict as safetensors, with the guided projections in its metadata."""

@@ -142,6 +142,10 @@ class Context:
         if self.plan:
             show(store, function, listed, resources, executor, self.workers, description)
             raise SystemExit(0)
+        if executor == "inline":
+            import torch
+
+            torch.set_num_threads(1)  # as worker processes and jobs have, so that sums round alike
         return store.run(function, listed, resources, description, executor, self.workers)
 
 

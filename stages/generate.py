@@ -18,6 +18,7 @@ CODE = [
     "lorarar/generate.py",
     "lorarar/merge/columns.py",
     "lorarar/merge/klora.py",
+    "lorarar/parallel.py",
     "lorarar/pocket/vae.py",
     "stages/generate.py",
 ]

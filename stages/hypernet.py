@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from lorarar.catalog import Style, Subject
 from lorarar.files import atomic
-from stages.context import Context, backbone, present
+from slurm.element import asked_to_stop
+from slurm.task import state
+from stages.context import Context, backbone, collect
 from stages.entries import entry
 from stages.run import run
 
@@ -20,6 +26,7 @@ CODE = [
     "lorarar/hypernet_training.py",
     "lorarar/merge/columns.py",
     "lorarar/objective.py",
+    "lorarar/parallel.py",
     "lorarar/pocket/vae.py",
     "lorarar/references.py",
     "stages/entries.py",
@@ -27,60 +34,83 @@ CODE = [
 ]
 
 
-def main(context: Context) -> None:
-    """Train, or go on from the checkpoint of an interrupted run of the same content."""
-    import torch
+def fit(
+    folder: Path,
+    base: str,
+    contents: list[dict[str, Any]],
+    styles: list[dict[str, Any]],
+    guided: list[str],
+    initial: float,
+    settings: dict[str, Any],
+    seed: int,
+) -> None:
+    """Task: train on the pairs of these members, or go on from the state of an interrupted attempt."""
     from tqdm import tqdm
 
     from lorarar.checkpoint import Checkpoint
     from lorarar.hypernet import HyperNetwork
     from lorarar.hypernet_training import train
 
-    # One training, so its operations share the cores.
-    torch.set_num_threads(context.workers)
-    base = context.data / "base"
-    members = [member for member in context.members if member.split == "train"]
-    read = [present(path) for member in members for path in (context.adapter(member), *context.pictures(member))]
-    settings = context.knobs.hypernet.model_dump()
-    seed = context.seed("hypernet")
-    store = context.store("hypernet", CODE, base)
-    # The number of threads is part of the key, as sums may round differently.
-    key = store.key({**settings, "seed": seed, "threads": context.workers}, read)
-
-    entries = {
-        member.name: entry(base, context.adapter(member), tuple(context.pictures(member)), member.prompt)
-        for member in members
-    }
-    contents = [entries[subject.name] for subject in context.subjects if subject.name in entries]
-    styles = [entries[style.name] for style in context.styles if style.name in entries]
-    guided, initial = settings.pop("guided"), settings.pop("initial")
-    network = HyperNetwork.for_adapter(contents[0].adapter, guided, seed=seed, initial=initial)
+    banks = [
+        [entry(Path(base), Path(m["adapter"]), tuple(map(Path, m["images"])), m["prompt"]) for m in members]
+        for members in (contents, styles)
+    ]
+    network = HyperNetwork.for_adapter(banks[0][0].adapter, guided, seed=seed, initial=initial)
     interval = 0.1 if sys.stderr.isatty() else 15
-    with tqdm(total=settings["steps"], desc="hypernet", unit="step", mininterval=interval) as bar:
+    with tqdm(total=settings["steps"], desc="hypernet", unit="step", mininterval=interval, leave=False) as bar:
 
         def show(step: int, _: Any) -> None:
             bar.update(step - bar.n)
 
         history = train(
             network,
-            backbone(base, exact=True),
-            contents,
-            styles,
+            backbone(Path(base), exact=True),
+            *banks,
             **settings,
             seed=seed,
-            checkpoint=Checkpoint(store.root / f"{key}.pt"),
+            checkpoint=Checkpoint(state(folder), stop=asked_to_stop),
             progress=show,
         )
-    network.save(context.artifacts / "hypernet" / "hypernet.safetensors")
-    with (
-        atomic(context.results / "plots" / "hypernet.csv") as temporary,
-        temporary.open("w", newline="") as file,
-    ):
+    network.save(folder / "hypernet.safetensors")
+    with (folder / "history.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["step", "loss", "content", "style", "orthogonality"])
         for row in history:
             terms = [row[name] for name in ("total", "content", "style", "orthogonality")]
             writer.writerow([row["step"], *(f"{term:.6g}" for term in terms)])
+
+
+def main(context: Context) -> None:
+    """Train it, if that has not been done."""
+    base, settings = context.data / "base", context.knobs.hypernet.model_dump()
+    banks = [[m for m in bank if m.split == "train"] for bank in (context.subjects, context.styles)]
+    contents, styles = (_members(context, bank) for bank in banks)
+    arguments = {
+        "base": str(base),
+        "contents": contents,
+        "styles": styles,
+        "guided": settings.pop("guided"),
+        "initial": settings.pop("initial"),
+        "settings": settings,
+        "seed": context.seed("hypernet"),
+    }
+    reads = [path for bank in banks for member in bank for path in (context.adapter(member), *context.pictures(member))]
+    store = context.store("hypernet", CODE, base)
+    folder = context.fan_out(store, fit, {"hypernet": (arguments, reads)}, "hypernet")["hypernet"]
+    collect(context.artifacts / "hypernet", {"hypernet.safetensors": folder / "hypernet.safetensors"})
+    with atomic(context.results / "plots" / "hypernet.csv") as temporary:
+        shutil.copyfile(folder / "history.csv", temporary)
+
+
+def _members(context: Context, members: Sequence[Subject | Style]) -> list[dict[str, Any]]:
+    return [
+        {
+            "adapter": str(context.adapter(member)),
+            "images": [str(path) for path in context.pictures(member)],
+            "prompt": member.prompt,
+        }
+        for member in members
+    ]
 
 
 if __name__ == "__main__":

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from lorarar.files import write_json
-from lorarar.scoring.clip import Clip
-from lorarar.scoring.dino import Dino
-from lorarar.scoring.examination import examine, similarity_auc, wordings
-from lorarar.scoring.judges import JudgePrompts, Kind
 from stages import scorers
 from stages.context import Context
 from stages.run import run
@@ -22,51 +20,58 @@ CODE = [
     "lorarar/pocket/views.py",
     "lorarar/pocket/workshop.py",
     "lorarar/pocket/world.py",
+    "lorarar/scoring",
     "stages/judge.py",
+    "stages/scorers.py",
 ]
+KINDS = ("subject", "style")
 
 
-def main(context: Context) -> None:
-    """Ask about right and wrong pairs, some of the wrong ones hard, and write results/<base>/judge.json."""
-    import torch
-
+def question(folder: Path, kind: Any, vae: str, names: dict[str, Any], number: int, resamples: int, seed: int) -> None:
+    """Task: ask one of MARS²'s two questions about right and wrong pairs, some of the wrong ones hard."""
     from lorarar.pocket.views import RoundTrip
     from lorarar.pocket.workshop import Workshop
     from lorarar.pocket.world import World
+    from lorarar.scoring.examination import examine, similarity_auc, wordings
+    from lorarar.scoring.judges import JudgePrompts
 
-    torch.set_num_threads(context.workers)
-    number, resamples = context.knobs.score.judge_questions, context.knobs.score.resamples
-    by = scorers.load(scorers.named(context))
-    seed = context.seed("judge")
-    world = [context.data / "world.yaml", Path("data/styles.csv"), Path("data/subjects.csv")]
-    store = context.store("judge", CODE, context.data / "base" / "vae", *world)
-    shop = Workshop(
-        world=World.load(),
-        prompts=scorers.PROMPTS,
-        degrade=RoundTrip(context.data / "base" / "vae"),
-        # The renderings depend on more than the workshop names them by.
-        work=store.root / store.key({"seed": seed}, []),
-        seed=seed,
-    )
-    figures: dict[str, Any] = {
-        "judge": by.judge.name,
-        "n": number,
-        # A judge that reads no prompt has no wording whose doing its answers could be.
-        "reads_prompts": by.judge.prompts is not None,
-        "provenance": scorers.provenance(context, by.models),
-    }
-    variants = JudgePrompts.variants(scorers.PROMPTS)
-    similarities: tuple[tuple[Kind, str, Clip | Dino], ...] = (
-        ("subject", "dino", by.dino),
-        ("style", "clip_i", by.clip),
-    )
-    for kind, name, model in similarities:
+    by = scorers.load(names)
+    with tempfile.TemporaryDirectory() as renderings:
+        shop = Workshop(World.load(), scorers.PROMPTS, RoundTrip(Path(vae)), Path(renderings), seed)
         pairs = shop.bank_pairs(kind, number)
-        found: dict[str, Any] = examine(by.judge, kind, pairs, seed, resamples)
-        found |= {f"{name}_{key}": value for key, value in similarity_auc(model, pairs, seed, resamples).items()}
-        if by.judge.prompts:
-            found["wordings"] = wordings(by.judge, kind, pairs, variants)
-        figures |= {f"{kind}_{key}": value for key, value in found.items()}
+    figures: dict[str, Any] = examine(by.judge, kind, pairs, seed, resamples)
+    score, model = ("dino", by.dino) if kind == "subject" else ("clip_i", by.clip)
+    figures |= {f"{score}_{key}": value for key, value in similarity_auc(model, pairs, seed, resamples).items()}
+    # A judge that reads no prompt has no wording whose doing its answers could be.
+    if by.judge.prompts:
+        figures["wordings"] = wordings(by.judge, kind, pairs, JudgePrompts.variants(scorers.PROMPTS))
+    about = {"judge": by.judge.name, "reads_prompts": by.judge.prompts is not None, "models": by.models}
+    write_json(folder / "figures.json", {"about": about, "figures": figures})
+
+
+def main(context: Context) -> None:
+    """Ask both questions and write results/<base>/judge.json."""
+    vae, score = context.data / "base" / "vae", context.knobs.score
+    arguments = {
+        "vae": str(vae),
+        "names": scorers.named(context),
+        "number": score.judge_questions,
+        "resamples": score.resamples,
+        "seed": context.seed("judge"),
+    }
+    world = [context.data / "world.yaml", Path("data/styles.csv"), Path("data/subjects.csv")]
+    store = context.store("judge", CODE, vae, context.data / "judges", scorers.PROMPTS, *world)
+    done = context.fan_out(store, question, {kind: (arguments | {"kind": kind}, []) for kind in KINDS}, "judge")
+    found = {kind: json.loads((done[kind] / "figures.json").read_text(encoding="utf-8")) for kind in KINDS}
+    about = found[KINDS[0]]["about"]
+    figures = {
+        "judge": about["judge"],
+        "n": score.judge_questions,
+        "reads_prompts": about["reads_prompts"],
+        "provenance": scorers.provenance(context, about["models"]),
+    }
+    for kind in KINDS:
+        figures |= {f"{kind}_{key}": value for key, value in found[kind]["figures"].items()}
     write_json(context.results / "judge.json", figures)
 
 

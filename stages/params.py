@@ -166,9 +166,11 @@ class StageResources(Section):
     """What a job of each stage that fans out asks of a cluster."""
 
     bank: Resources
+    hypernet: Resources
     ziplora: Resources
     joint: Resources
     generate: Resources
+    judge: Resources
     score: Resources
     quality: Resources
 

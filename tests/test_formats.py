@@ -472,7 +472,8 @@ OLDER = {
 }
 UNETS = {
     "SDXL": SDXL,
-    "SDXL or KOALA": SDXL | {"layers_per_block": 1, "transformer_layers_per_block": (1, 2, 5)},
+    "SDXL or KOALA": SDXL
+    | {"layers_per_block": 1, "transformer_layers_per_block": (1, 2, 5), "mid_block_type": None},  # KOALA-700m
     "Stable Diffusion 1.5": OLDER | {"cross_attention_dim": 768},
     "Stable Diffusion 2": OLDER | {"cross_attention_dim": 1024, "use_linear_projection": True},
     "pocket": {
@@ -492,6 +493,13 @@ def widths(name: str) -> dict[str, tuple[int, int]]:
     with torch.device("meta"):
         modules = UNet2DConditionModel(**UNETS[name]).named_modules()
     return {path: (m.out_features, m.in_features) for path, m in modules if isinstance(m, torch.nn.Linear)}
+
+
+@pytest.mark.parametrize(("name", "millions"), [("SDXL", 2567), ("SDXL or KOALA", 782)])
+def test_the_unets_have_the_sizes_that_were_published(name, millions):
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**UNETS[name])
+    assert sum(p.numel() for p in unet.parameters()) // 10**6 == millions  # table 1 of arXiv 2312.04005
 
 
 def blank(name: str, part: str = "attentions") -> Adapter:

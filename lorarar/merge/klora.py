@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf, isfinite
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -17,6 +17,7 @@ from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
 from lorarar.merge import columns
 from lorarar.merge.options import require
+from lorarar.parallel import each
 
 Variant = Literal["s", "s*"]
 # Progress and turns are rounded differently: a step that falls on a turn is past it.
@@ -113,26 +114,30 @@ def merge(
     require("variant", variant, lambda name: name in get_args(Variant), " or ".join(get_args(Variant)))
     if beta is None:
         beta = 0.85 * alpha if variant == "s*" else 0.5
-    largest, total_c, total_s = {}, 0.0, 0.0
-    for path, c, s in columns.pairs(content, style):
-        if c.rank and s.rank:
-            k = min(c.rank * s.rank, c.up.shape[0] * c.down.shape[1])
-            (of_c, all_c), (of_s, all_s) = _sums(c, k), _sums(s, k)
-            largest[path] = of_c, of_s
-            total_c, total_s = total_c + all_c, total_s + all_s
+    shared = {path: (c, s) for path, c, s in columns.pairs(content, style) if c.rank and s.rank}
+    sums = dict(zip(shared, each(_sums, shared.values()), strict=True))
+    total_c, total_s = (sum(both[side].total for both in sums.values()) for side in (0, 1))
     turns = {}
-    for path, (of_c, of_s) in largest.items():
+    for path, (of_c, of_s) in sums.items():
         # Where the right-hand side is 0, the content wins with whatever it has.
-        won, against = of_c * total_s, of_s * total_c
-        ratio = won / against if against else inf if of_c else 0.0
+        won, against = of_c.largest * total_s, of_s.largest * total_c
+        ratio = won / against if against else inf if of_c.largest else 0.0
         turns[path] = _turns(ratio / alpha, beta / alpha, variant)
     return Schedule(content.to(dtype), style.to(dtype), turns)
 
 
-def _sums(factors: Factors, k: int) -> tuple[float, float]:
-    """Of the k largest magnitudes of dW, and of all."""
-    magnitudes = factors.delta.abs_().flatten()
-    return float(magnitudes.topk(k, sorted=False).values.sum()), float(magnitudes.sum())
+class _Sums(NamedTuple):
+    largest: float  # of the r_c r_s largest magnitudes of dW
+    total: float  # of all
+
+
+def _sums(*both: Factors) -> list[_Sums]:
+    found = []
+    for factors in both:
+        magnitudes = factors.delta.abs_().flatten()
+        k = min(both[0].rank * both[1].rank, len(magnitudes))
+        found.append(_Sums(float(magnitudes.topk(k, sorted=False).values.sum()), float(magnitudes.sum())))
+    return found
 
 
 def _turns(ratio: float, offset: float, variant: Variant) -> tuple[float, ...]:

@@ -83,8 +83,9 @@ class Workshop:
         """Pairs of the bank's own subjects and styles, which no judge has been trained on: for validation
         alone. Columns are reference, test, label, hard, and the words of the reference's style for the prompt.
 
-        Half are right. Of the wrong ones half are meant to be hard, a subject of the same class or a style of the same
-        family; `hard` says which are.
+        Half are right. Of the wrong ones half are meant to be hard, and `hard` says in which way those that are:
+        `same_class`, a subject of the same class; `recoloured`, the same shape in other colours, where the style keeps
+        colours; `same_family`, a style of the same family.
         """
 
         def make(rng: np.random.Generator) -> Columns:
@@ -140,22 +141,26 @@ class Workshop:
         palette = world.palette(rng, subject.art, original=0.3)  # its shape in colours that are not its own
         return render(subject.art, palette, look, at, rng), _labels(family=look.family)
 
-    def _bank_pair(self, kind: Kind, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, bool, bool, str]:
+    def _bank_pair(self, kind: Kind, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, bool, str, str]:
         subjects, styles = self.world.catalog.subjects, self.world.styles
         subject, style = str(rng.choice(list(subjects))), str(rng.choice(list(styles)))
         label, hard, seed = bool(rng.random() < 0.5), bool(rng.random() < 0.5), int(rng.integers(2**31))
-        near, words = False, self.world.catalog.styles[style].words
+        near, words, draw = "", self.world.catalog.styles[style].words, self.world.truth
         if kind == "subject":
             reference = self.world.picture(subject, int(rng.integers(subjects[subject].images)))
-            if not label:
+            if not label and hard and self.world.styles[style].look.family in KEEPS_COLOR and rng.random() < 0.5:
+                near, draw = "recoloured", self.world.recoloured
+            elif not label:
                 kinds = {name: entry.class_name for name, entry in subjects.items()}
-                subject, near = _another(rng, subject, kinds, hard)
+                subject, kin = _another(rng, subject, kinds, hard)
+                near = "same_class" if kin else ""
         else:
             reference = self.world.style_picture(style)
             if not label:
                 families = {name: entry.look.family for name, entry in styles.items()}
-                style, near = _another(rng, style, families, hard)
-        return reference, self.world.truth(subject, style, seed), label, near, words
+                style, kin = _another(rng, style, families, hard)
+                near = "same_family" if kin else ""
+        return reference, draw(subject, style, seed), label, near, words
 
     @property
     def _practice(self) -> Degrade:

@@ -130,6 +130,12 @@ class World:
         """The true picture of a subject in a style."""
         return self._draw(self.subjects[subject], self.styles[style].look, _seed("truth", subject, style, seed))
 
+    def recoloured(self, subject: str, style: str, seed: int) -> Picture:
+        """Almost the truth: the subject's shape in that style, but in colours that are not its own."""
+        rng, entry = _seed("recoloured", subject, style, seed), self.subjects[subject]
+        palette = self._unlike(rng, entry.art, entry.palette)
+        return render(entry.art, palette, self.styles[style].look, Pose.random(rng), rng)
+
     @staticmethod
     def _draw(subject: Subject, look: Look, rng: np.random.Generator) -> Picture:
         return render(subject.art, subject.palette, look, Pose.random(rng), rng)

@@ -89,8 +89,8 @@ def mars2_table(
         f"such image; {explained}. Intervals resample whole pairs.",
         "The judge's balanced accuracy on renderings whose answer is known "
         f"(n = {judge['n']:.0f} each): subject {_interval(judge, 'subject_balanced_accuracy', 3)}, "
-        f"style {_interval(judge, 'style_balanced_accuracy', 3)}. It knows wrong ones that look alike, another subject "
-        f"of the class or another style of the family: {_hard(judge, 'subject')}, {_hard(judge, 'style')}.",
+        f"style {_interval(judge, 'style_balanced_accuracy', 3)}. Of wrong ones that look alike it knows: "
+        f"{_alike(judge)}.",
         "The paper's figures (Table 1, SDXL, LLaVA-Critic 7B) are from another world with another judge: "
         "compare the ranking, not the values.",
         str(provenance),
@@ -239,10 +239,18 @@ def _label(method: str) -> str:
     return f"{title(method)} ({CONTROLS[method].bound})" if method in CONTROLS else title(method)
 
 
-def _hard(judge: Figures, kind: Kind) -> str:
-    """Share of hard wrong pairs that the judge knows, and their number."""
-    number = judge[f"{kind}_n_hard"]
-    return f"{kind} {_interval(judge, f'{kind}_hard_accuracy', 3) if number else '-'} (n = {number:.0f})"
+def _alike(judge: Figures) -> str:
+    """Share of wrong pairs that the judge knows, and their number, for each way of being hard."""
+    ways = {
+        ("subject", "same_class"): "another subject of the class",
+        ("subject", "recoloured"): "the subject's shape in other colours",
+        ("style", "same_family"): "another style of the family",
+    }
+    return ", ".join(
+        f"{words} {_interval(judge, f'{kind}_{way}_accuracy', 3)} (n = {judge[f'{kind}_n_{way}']:.0f})"
+        for (kind, way), words in ways.items()
+        if judge.get(f"{kind}_n_{way}")
+    )
 
 
 def _auc(judge: Figures, kind: Kind, score: str) -> str:

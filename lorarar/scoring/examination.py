@@ -14,7 +14,8 @@ from lorarar.scoring.judges.cache import CachedJudge
 from lorarar.scoring.statistics import balanced_accuracy, roc_auc, spread, wilson
 
 Pairs = Mapping[str, npt.NDArray]
-"""Columns reference, test, label, hard and words, as `Workshop.bank_pairs` gives them."""
+"""Columns reference, test, label, hard and words, as `Workshop.bank_pairs` gives them: `hard` is the way in which a
+wrong pair is hard, or empty."""
 
 
 def questions(kind: Kind, pairs: Pairs) -> list[Question]:
@@ -34,8 +35,9 @@ def examine(judge: CachedJudge, kind: Kind, pairs: Pairs, seed: int, n: int) -> 
     -------
     dict
         `balanced_accuracy`, the rates `false_yes` and `false_no`, `hard_accuracy` (share of hard wrong pairs that were
-        told to be wrong), the numbers `n`, `n_hard`, `unanswered` (each a wrong answer), and `auc`, the area under the
-        ROC curve of the probabilities of yes, where the judge gives them.
+        told to be wrong) and the same for each way of being hard, such as `same_class_accuracy`, the numbers `n`,
+        `n_hard`, `n_same_class` and so on, `unanswered` (each a wrong answer), and `auc`, the area under the ROC curve
+        of the probabilities of yes, where the judge gives them.
     """
     verdicts = judge.answer(questions(kind, pairs))
     answers, chances = [verdict.yes for verdict in verdicts], [verdict.probability for verdict in verdicts]
@@ -43,17 +45,21 @@ def examine(judge: CachedJudge, kind: Kind, pairs: Pairs, seed: int, n: int) -> 
     accuracy = balanced_accuracy(truth, answers)
     # Of answers that are 0 or 1, balanced accuracy is the area under the curve.
     said = [float(label if answer is label else not label) for label, answer in zip(truth, answers, strict=True)]
-    hard = [answer is False for answer, hard in zip(answers, pairs["hard"], strict=True) if hard]
     figures: dict[str, float] = roc_auc(truth, said, seed, n).named("balanced_accuracy")
     figures |= {
         "false_yes": round(accuracy.false_yes, 6),
         "false_no": round(accuracy.false_no, 6),
         "n": accuracy.n,
-        "n_hard": len(hard),
         "unanswered": answers.count(None),
     }
-    if hard:
-        figures |= wilson(sum(hard), len(hard)).named("hard_accuracy")
+    ways = pairs["hard"].tolist()
+    for name in ("hard", *sorted({*ways} - {""})):
+        known_wrong = [
+            answer is False for answer, way in zip(answers, ways, strict=True) if way and name in ("hard", way)
+        ]
+        figures[f"n_{name}"] = len(known_wrong)
+        if known_wrong:
+            figures |= wilson(sum(known_wrong), len(known_wrong)).named(f"{name}_accuracy")
     known = [chance for chance in chances if chance is not None]
     if len(known) == len(truth):
         figures |= roc_auc(truth, known, seed, n).named("auc")

@@ -24,9 +24,11 @@ def stage(folder: Path, name: str, executor: str) -> str:
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
     params["executor"] = executor
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
+    # As a user's shell has it: no number of threads is set.
+    environment = {name: value for name, value in os.environ.items() if name not in ONE_THREAD}
     done = subprocess.run(
         [sys.executable, "-m", f"stages.{name}"], cwd=folder, text=True, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **ONE_THREAD},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     return done.stdout

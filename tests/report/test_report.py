@@ -22,12 +22,11 @@ JUDGE = {
     "n": 100,
     **Interval(0.95, 0.94, 0.96).named("subject_balanced_accuracy"),
     **Interval(0.9, 0.8, 1.0).named("style_balanced_accuracy"),
-    **Interval(0.7, 0.5, 0.8).named("subject_hard_accuracy"),
+    **Interval(0.7, 0.5, 0.8).named("subject_same_class_accuracy"),
     **Interval(0.8, 0.75, 0.85).named("subject_dino_auc"),
     **Interval(0.6, 0.55, 0.65).named("style_clip_i_auc"),
     **Interval(0.99, 0.98, 1.0).named("style_auc"),
-    "subject_n_hard": 20,
-    "style_n_hard": 0,
+    "subject_n_same_class": 20,
 }
 
 
@@ -105,7 +104,7 @@ def test_a_table_orders_floors_methods_and_ceiling_and_says_where_it_is_from() -
     assert len({len(row) for row in found}) == 1
     assert "seed 0" in text and "`2b`" in text and "compare the ranking" in text
     assert "subject 0.950 [0.940, 0.960]" in text
-    assert "subject 0.700 [0.500, 0.800] (n = 20), style - (n = 0)" in text
+    assert "look alike it knows: another subject of the class 0.700 [0.500, 0.800] (n = 20)." in text
     similarity = tables.similarity_table(metrics(), {}, "val", JUDGE, PROVENANCE)
     assert "0.100 [0.100, 0.100]" in similarity
     assert "subjects by DINO 0.800 [0.750, 0.850];" in similarity

@@ -15,7 +15,7 @@ from lorarar.scoring.statistics import balanced_accuracy
 
 WORDS = JudgePrompts("be kind", "same? {image} {image}", "in {style}? {image} {image}")
 TRUTH = [True] * 4 + [False] * 6
-HARD = [False] * 7 + [True] * 3
+HARD = [""] * 7 + ["same_family", "recoloured", "same_family"]
 
 
 def pairs() -> dict[str, np.ndarray]:
@@ -53,6 +53,8 @@ def test_errors_and_hard_pairs_are_counted_apart(tmp_path: Path) -> None:
     assert (found["false_no"], found["false_yes"]) == pytest.approx((1 / 4, 2 / 6), abs=1e-6)
     assert (found["n"], found["n_hard"], found["unanswered"]) == (10, 3, 2)
     assert found["hard_accuracy"] == pytest.approx(1 / 3, abs=1e-6)
+    assert (found["n_same_family"], found["same_family_accuracy"]) == (2, 0.5)
+    assert (found["n_recoloured"], found["recoloured_accuracy"]) == (1, 0.0)
     assert 0 < found["hard_accuracy_ci_low"] < 1 / 3 < found["hard_accuracy_ci_high"] < 1
     assert "auc" not in found, "there are no probabilities"
 

@@ -11,7 +11,7 @@ from lorarar.errors import UserError
 from lorarar.pocket import workshop
 from lorarar.pocket.views import Redrawn, RoundTrip, Softened
 from lorarar.pocket.workshop import HEADS, OTHER, UNKNOWN, Workshop
-from lorarar.pocket.world import World
+from lorarar.pocket.world import KEEPS_COLOR, World
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,24 +37,32 @@ def test_pairs_come_from_world_and_bank(shop, kind):
 
 
 @pytest.mark.parametrize("kind", ["subject", "style"])
-def test_wrong_pairs_of_one_class_or_family_are_hard(shop, kind, world, monkeypatch):
+def test_wrong_pairs_of_one_class_or_family_or_in_other_colours_are_hard(shop, kind, world, monkeypatch):
     drawn = []
-    truth = World.truth
-    monkeypatch.setattr(World, "truth", lambda self, *names: drawn.append(names[:2]) or truth(self, *names))
+    for name in ("truth", "recoloured"):
+        draw = getattr(World, name)
+        monkeypatch.setattr(
+            World, name, lambda self, *of, name=name, draw=draw: drawn.append((*of[:2], name)) or draw(self, *of)
+        )
     asked = []
     shown = "picture" if kind == "subject" else "style_picture"
     reference = getattr(World, shown)
     monkeypatch.setattr(World, shown, lambda self, name, *rest: asked.append(name) or reference(self, name, *rest))
     pairs = shop.bank_pairs(kind, 60)
-    assert pairs["hard"].any() and not pairs["hard"].all()
+    ways = {"subject": {"", "same_class", "recoloured"}, "style": {"", "same_family"}}
+    assert {*pairs["hard"]} == ways[kind]
     subjects, styles = world.catalog.subjects, world.styles
-    for row, ((subject, style), name) in enumerate(zip(drawn, asked, strict=True)):
+    for row, ((subject, style, how), name) in enumerate(zip(drawn, asked, strict=True)):
+        if how == "recoloured":
+            assert subject == name and styles[style].look.family in KEEPS_COLOR
+            assert not pairs["label"][row] and pairs["hard"][row] == how
+            continue
         other, group = (subject, {n: s.class_name for n, s in subjects.items()})
         if kind == "style":
             other, group = style, {n: s.look.family for n, s in styles.items()}
             assert pairs["words"][row] == world.catalog.styles[name].words
         assert pairs["label"][row] == (other == name)
-        assert pairs["hard"][row] == (other != name and group[other] == group[name])
+        assert (pairs["hard"][row] != "") == (other != name and group[other] == group[name])
 
 
 def test_labelled_pictures_name_what_they_show(shop, world):

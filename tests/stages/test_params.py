@@ -105,7 +105,7 @@ def test_models_that_score_may_come_from_elsewhere(tmp_path: Path, old: str, new
             "    joitn: {minutes",
             "resources.pocket.joitn: no key here is called 'joitn'; did you mean",
         ),
-        ("{minutes: 60", "{minutes: 0", "resources.pocket.ziplora.minutes: should be greater than 0, not 0"),
+        ("{minutes: 60", "{minutes: 0", "resources.pocket.hypernet.minutes: should be greater than 0, not 0"),
         ("bases:", "bases: [", "not YAML"),
     ],
 )
