@@ -52,8 +52,10 @@ def main() -> None:
             for fidelity in ("norm", "mse"):
                 random = generator(context.seed("bench.objective"), number)
                 draws = [one.references.draw(model, LATENTS, random) for one in (content, other)]
-                loss = merging_loss(model, content.adapter, other.adapter, merged, none, *draws, fidelity=fidelity)
-                row += [float(loss.content), float(loss.style), float(loss.total)]
+                with merging_loss(
+                    model, content.adapter, other.adapter, merged, none, *draws, fidelity=fidelity
+                ) as loss:
+                    row += [float(loss.content), float(loss.style), float(loss.total)]
             rows.append(row)
         found[name] = np.mean(rows, axis=0).tolist()
     print(

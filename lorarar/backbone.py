@@ -208,6 +208,23 @@ class Backbone:
                 hooks.callback(module.register_forward_hook(_adds(self._cast(down), self._cast(up))).remove)
             yield
 
+    @contextmanager
+    def checkpointed(self, on: bool = True) -> Iterator[None]:
+        """Within the block, if `on`, backward passes compute activations again instead of finding them in memory.
+
+        They do so with whatever is applied at that time: go backward where the forward pass was made.
+        """
+        if not on:
+            yield
+            return
+        self.unet.enable_gradient_checkpointing()
+        self.unet.train()  # diffusers checkpoints only while in training mode
+        try:
+            yield
+        finally:
+            self.unet.disable_gradient_checkpointing()
+            self.unet.eval()
+
     def _cast(self, factor: Tensor) -> Tensor:
         return factor.to(self.device, self.dtype)
 

@@ -75,19 +75,17 @@ def train_adapter(
         parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
         for parameter in parameters:
             parameter.data = parameter.data.float()
-        if gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        unet.train(gradient_checkpointing)  # diffusers checkpoints only while in training mode
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=True)
         settings = {"rank": rank, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
         start = checkpoint.resume(parameters, optimizer, settings) if checkpoint else 0
         for step in range(start, steps):
             draw = references.draw(backbone, batch_size, generator(seed, step))
-            loss = mse_loss(backbone.predict(draw.latents, draw.timesteps, draw.conditioning), draw.target)
-            if not torch.isfinite(loss):
-                raise UserError(f"the adapter's loss is not finite at step {step + 1}; lower its learning rate")
-            optimizer.zero_grad()
-            loss.backward()
+            with backbone.checkpointed(gradient_checkpointing):
+                loss = mse_loss(backbone.predict(draw.latents, draw.timesteps, draw.conditioning), draw.target)
+                if not torch.isfinite(loss):
+                    raise UserError(f"the adapter's loss is not finite at step {step + 1}; lower its learning rate")
+                optimizer.zero_grad()
+                loss.backward()
             optimizer.step()
             if progress:
                 progress(step + 1, float(loss.detach()))
@@ -95,7 +93,6 @@ def train_adapter(
                 checkpoint.after(step + 1, parameters, optimizer, settings)
         return _extract(unet)
     finally:
-        unet.disable_gradient_checkpointing()
         unet.unload_lora()
         unet.requires_grad_(False).eval()
 

@@ -45,6 +45,7 @@ def train(
     orthogonality: Orthogonality = "dot",
     clip: float | None = None,
     seed: int = 0,
+    gradient_checkpointing: bool = False,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, MergingLoss], None] | None = None,
 ) -> list[dict[str, float]]:
@@ -62,6 +63,8 @@ def train(
         (m_c, m_s) of the projections that are not guided; the released code has (1, 1).
     clip
         Largest gradient norm; the paper names none, the released code has 1.0.
+    gradient_checkpointing
+        Trade time for memory, as SDXL at 1024 pixels needs.
     checkpoint
         Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit: each
         step draws from its own stream, keyed by seed and step.
@@ -98,7 +101,7 @@ def train(
         content = contents[int(torch.randint(len(contents), (), generator=random))]
         style = styles[int(torch.randint(len(styles), (), generator=random))]
         coefficients = network.coefficients(content.adapter, style.adapter)
-        loss = merging_loss(
+        step_loss = merging_loss(
             backbone,
             content.adapter,
             style.adapter,
@@ -110,10 +113,11 @@ def train(
             fidelity=fidelity,
             orthogonality=orthogonality,
         )
-        if not torch.isfinite(loss.total):
-            raise UserError(f"the hypernetwork's loss is not finite at step {step + 1}; lower its learning rate")
-        optimizer.zero_grad()
-        loss.total.backward()
+        with backbone.checkpointed(gradient_checkpointing), step_loss as loss:
+            if not torch.isfinite(loss.total):
+                raise UserError(f"the hypernetwork's loss is not finite at step {step + 1}; lower its learning rate")
+            optimizer.zero_grad()
+            loss.total.backward()
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimizer.step()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ class MergingLoss(NamedTuple):
         return MergingLoss(*(term.detach() for term in self))
 
 
+@contextmanager
 def merging_loss(
     backbone: Backbone,
     content: Adapter,
@@ -44,13 +46,14 @@ def merging_loss(
     weight: float = 0.01,
     fidelity: Fidelity = "norm",
     orthogonality: Orthogonality = "dot",
-) -> MergingLoss:
+) -> Iterator[MergingLoss]:
     """Eq. 3: the merged model predicts as the content model on content, as the style model on style.
 
         |(D + L_m)(x_c, p_c) - (D + L_c)(x_c, p_c)|
         + |(D + L_m)(x_s, p_s) - (D + L_s)(x_s, p_s)| + lambda |m_c . m_s|
 
-    Gradients flow through `merged` and `coefficients` only.
+    Gradients flow through `merged` and `coefficients` only. Go backward within the block, where `merged` is applied:
+    a checkpointed pass computes with it once more.
 
     Parameters
     ----------
@@ -83,10 +86,10 @@ def merging_loss(
         effects = targets - backbone.predict(*both) if fidelity == "relative" else targets
     with backbone.applied(merged):
         differences = backbone.predict(*both) - targets
-    sizes = len(content_target), len(style_target)
-    content_term, style_term = map(_FIDELITY[fidelity], differences.split(sizes), effects.split(sizes))
-    overlap = torch.stack([_OVERLAP[orthogonality](m_c, m_s) for m_c, m_s in coefficients.values()]).sum()
-    return MergingLoss(content_term + style_term + weight * overlap, content_term, style_term, overlap)
+        sizes = len(content_target), len(style_target)
+        content_term, style_term = map(_FIDELITY[fidelity], differences.split(sizes), effects.split(sizes))
+        overlap = torch.stack([_OVERLAP[orthogonality](m_c, m_s) for m_c, m_s in coefficients.values()]).sum()
+        yield MergingLoss(content_term + style_term + weight * overlap, content_term, style_term, overlap)
 
 
 _FIDELITY: dict[Fidelity, Callable[[Tensor, Tensor], Tensor]] = {

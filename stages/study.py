@@ -36,7 +36,7 @@ KINDS = {
 
 def main(context: Context) -> None:
     """Write results/<base>/study: of the votes there are, and of a panel of simulated raters."""
-    paper = yaml.safe_load(Path("data/paper_results.yaml").read_text(encoding="utf-8"))["metric_human_correlation"]
+    paper = yaml.safe_load(Path("data/paper_results.yaml").read_text(encoding="utf-8"))
     scores = present(context.artifacts / "score")
     hidden = Path(".work") / context.base / "study"
     shutil.rmtree(hidden, ignore_errors=True)

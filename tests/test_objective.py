@@ -8,8 +8,13 @@ import torch
 from lorarar.adapter import Adapter
 from lorarar.errors import UserError
 from lorarar.merge import columns
-from lorarar.objective import merging_loss
+from lorarar.objective import MergingLoss, merging_loss
 from lorarar.references import References, generator
+
+
+def evaluate(*arguments, **options) -> MergingLoss:
+    with merging_loss(*arguments, **options) as loss:
+        return loss
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def differences(backbone, content, style, merged, draws):
 def test_default_is_the_papers_equation(setting):
     backbone, content, style, m, draws = setting
     merged = columns.merge(content, style, m)
-    loss = merging_loss(backbone, content, style, merged, m, *draws, weight=0.01)
+    loss = evaluate(backbone, content, style, merged, m, *draws, weight=0.01)
     on_content, on_style = differences(backbone, content, style, merged, draws)
     torch.testing.assert_close(loss.content, torch.stack([d.norm() for d in on_content]).mean(), rtol=1e-4, atol=0)
     torch.testing.assert_close(loss.style, torch.stack([d.norm() for d in on_style]).mean(), rtol=1e-4, atol=0)
@@ -51,7 +56,7 @@ def test_default_is_the_papers_equation(setting):
 def test_terms_of_the_release(setting):
     backbone, content, style, m, draws = setting
     merged = columns.merge(content, style, m)
-    loss = merging_loss(backbone, content, style, merged, m, *draws, weight=0.5, fidelity="mse", orthogonality="cosine")
+    loss = evaluate(backbone, content, style, merged, m, *draws, weight=0.5, fidelity="mse", orthogonality="cosine")
     on_content, on_style = differences(backbone, content, style, merged, draws)
     torch.testing.assert_close(loss.content, on_content.square().mean(), rtol=1e-4, atol=0)
     torch.testing.assert_close(loss.style, on_style.square().mean(), rtol=1e-4, atol=0)
@@ -62,14 +67,14 @@ def test_terms_of_the_release(setting):
 def test_a_perfect_merge_costs_nothing(setting):
     backbone, content, _, _, (draw, _) = setting
     nothing = {path: (torch.ones(1), torch.zeros(1)) for path in content.layers}
-    loss = merging_loss(backbone, content, content, content, nothing, draw, draw)
+    loss = evaluate(backbone, content, content, content, nothing, draw, draw)
     assert loss.total < 1e-4
 
 
 def test_relative_fidelity_is_a_share_of_what_each_adapter_changes(setting):
     backbone, content, style, m, draws = setting
     merged = columns.merge(content, style, m)
-    loss = merging_loss(backbone, content, style, merged, m, *draws, fidelity="relative")
+    loss = evaluate(backbone, content, style, merged, m, *draws, fidelity="relative")
     nothing = Adapter({})
     effects = differences(backbone, content, style, nothing, draws)
     for term, found, effect in zip(
@@ -84,7 +89,7 @@ def test_gradients_reach_coefficients_and_only_them(setting, fidelity):
     backbone, content, style, m, draws = setting
     m = {path: (m_c.requires_grad_(), m_s.requires_grad_()) for path, (m_c, m_s) in m.items()}
     merged = columns.merge(content, style, m)
-    merging_loss(backbone, content, style, merged, m, *draws, weight=0.0, fidelity=fidelity).total.backward()
+    evaluate(backbone, content, style, merged, m, *draws, weight=0.0, fidelity=fidelity).total.backward()
     assert all(x.grad is not None and x.grad.abs().sum() > 0 for both in m.values() for x in both)
     assert not any(f.down.requires_grad or f.up.requires_grad for f in content.layers.values())
     assert not any(parameter.grad is not None for parameter in backbone.unet.parameters())
@@ -97,13 +102,28 @@ def test_gradient_is_that_of_finite_differences(setting):
     def total(step: float, m_c: torch.Tensor) -> torch.Tensor:
         moved = {**m, path: (m_c + step, m[path][1])}
         merged = columns.merge(content, style, moved)
-        return merging_loss(backbone, content, style, merged, moved, *draws, fidelity="mse", weight=0.0).total
+        return evaluate(backbone, content, style, merged, moved, *draws, fidelity="mse", weight=0.0).total
 
     m_c = m[path][0].clone().requires_grad_()
     total(0.0, m_c).backward()
     with torch.no_grad():
         slope = (total(0.05, m_c) - total(-0.05, m_c)) / 0.1
     torch.testing.assert_close(m_c.grad.sum(), slope, rtol=0.02, atol=0)
+
+
+def test_a_checkpointed_backward_pass_computes_with_the_merged_adapter_again(setting):
+    backbone, content, style, m, draws = setting
+    gradients = []
+    for on in (False, True):
+        leaves = {path: (m_c.clone().requires_grad_(), m_s.clone().requires_grad_()) for path, (m_c, m_s) in m.items()}
+        loss = merging_loss(backbone, content, style, columns.merge(content, style, leaves), leaves, *draws)
+        with backbone.checkpointed(on), loss as found:
+            assert backbone.unet.is_gradient_checkpointing == backbone.unet.training == on
+            found.total.backward()
+        gradients.append([x.grad for both in leaves.values() for x in both])
+    assert not backbone.unet.is_gradient_checkpointing and not backbone.unet.training
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-3, atol=1e-5)
 
 
 def test_draws_are_keyed_by_seed_and_step(tiny, references):

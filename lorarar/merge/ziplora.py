@@ -39,6 +39,7 @@ def optimise(
     fidelity: Fidelity = "norm",
     orthogonality: Orthogonality = "dot",
     seed: int = 0,
+    gradient_checkpointing: bool = False,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, MergingLoss], None] | None = None,
 ) -> columns.Coefficients:
@@ -52,6 +53,8 @@ def optimise(
         lambda of Eq. 3.
     batch_size
         Noisy latents of content, and as many of style, in each step.
+    gradient_checkpointing
+        Trade time for memory, as SDXL at 1024 pixels needs.
     checkpoint
         Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit.
     progress
@@ -86,7 +89,7 @@ def optimise(
     start = checkpoint.resume(parameters, optimizer, settings) if checkpoint else 0
     for step in range(start, steps):
         random = generator(seed, step)
-        loss = merging_loss(
+        step_loss = merging_loss(
             backbone,
             content,
             style,
@@ -98,10 +101,11 @@ def optimise(
             fidelity=fidelity,
             orthogonality=orthogonality,
         )
-        if not torch.isfinite(loss.total):
-            raise UserError(f"ZipLoRA's loss is not finite at step {step + 1}; lower its learning rate")
-        optimizer.zero_grad()
-        loss.total.backward()
+        with backbone.checkpointed(gradient_checkpointing), step_loss as loss:
+            if not torch.isfinite(loss.total):
+                raise UserError(f"ZipLoRA's loss is not finite at step {step + 1}; lower its learning rate")
+            optimizer.zero_grad()
+            loss.total.backward()
         optimizer.step()
         if progress:
             progress(step + 1, loss.detach())

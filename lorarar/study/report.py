@@ -23,7 +23,7 @@ def write(
     scores: Path | None,
     seed: int,
     resamples: int,
-    paper: Mapping[str, float] | None = None,
+    paper: Mapping[str, Any] | None = None,
     provenance: str = "",
 ) -> None:
     """Write `NAMES` into the folder `out`.
@@ -32,7 +32,7 @@ def write(
     ----------
     scores : folder of the images' scores; without it no metric is correlated.
     seed, resamples : of the intervals.
-    paper : metric -> published correlation with the human score.
+    paper : what was published: `metric_human_correlation`, by metric, and `human_evaluation`.
     provenance : what the votes and scores were made from.
     """
     figures = summarise(votes, seed, resamples)
@@ -49,7 +49,7 @@ def write(
     write_json(out / "results.json", figures)
 
 
-def document(figures: Mapping[str, Any], paper: Mapping[str, float], provenance: str) -> str:
+def document(figures: Mapping[str, Any], paper: Mapping[str, Any], provenance: str) -> str:
     """All tables, as Markdown."""
     simulated = figures["simulated"]
     who = "simulated raters" if simulated else "raters"
@@ -62,8 +62,13 @@ def document(figures: Mapping[str, Any], paper: Mapping[str, float], provenance:
     for scenario, subsets in figures["scenarios"].items():
         for subset, found in subsets.items():
             parts += _scenario(f"Scenario {scenario}, {SUBSETS[subset]}", found, who)
+    if "human_evaluation" in paper:
+        parts.append(
+            "For comparison, the paper's study (Fig. 7: 25 people, 25 pairs, both scenarios, images of SDXL): LoRA.rar "
+            f"better than or similar to ZipLoRA: {paper['human_evaluation']['comparable_or_better']} of the votes."
+        )
     if figures["correlations"]:
-        parts += _correlations(figures["correlations"], paper, who)
+        parts += _correlations(figures["correlations"], paper.get("metric_human_correlation", {}), who)
     parts += _raters(figures["raters"], who)
     parts.append(
         "Intervals are of 95%: of whole subject-style pairs resampled; of shares of options and of repeats, Wilson's. "

@@ -19,6 +19,8 @@ from lorarar.study.simulate import panel
 from lorarar.study.storage import Storage
 from lorarar.study.votes import Vote, read_csv, write_csv
 
+PAPER = {"metric_human_correlation": {"mars2": 0.76}, "human_evaluation": {"comparable_or_better": ">0.75"}}
+
 
 def vote(rater: str, choice: str, subject: str = "can", first: str = "direct", second: str = "ziplora", **more) -> Vote:
     row = {"rater": rater, "subject": subject, "style": "glowing", "method_1": first, "method_2": second}
@@ -136,7 +138,7 @@ def test_a_simulated_panel_prefers_what_is_better_and_is_called_simulated(make, 
     panel(storage, truth, raters=10, seed=0)
     votes = storage.votes()
     assert all(rater.finished for rater in storage.raters()) and len(votes) == 10 * 12
-    report.write(tmp_path / "out", votes, sources.scores, 0, 50, {"mars2": 0.76}, "Made from: this.")
+    report.write(tmp_path / "out", votes, sources.scores, 0, 50, PAPER, "Made from: this.")
     figures = json.loads((tmp_path / "out/results.json").read_text())
     assert figures["simulated"] is True
     random = figures["scenarios"]["random"]
@@ -144,6 +146,7 @@ def test_a_simulated_panel_prefers_what_is_better_and_is_called_simulated(make, 
     assert [row["rater"] for row in figures["raters"] if row["flagged"]] == ["simulated-010"], "the careless one"
     text = (tmp_path / "out/results.md").read_text(encoding="utf-8")
     assert "Nobody was asked" in text and text.endswith("Made from: this.\n")
+    assert "better than or similar to ZipLoRA: >0.75 of the votes" in text and "| 0.76 |" in text
     for line in text.splitlines():
         assert "rater" not in line.lower() or "simulated" in line.lower() or line.startswith("Intervals"), line
         assert not line.startswith("#") or "imulated" in line
