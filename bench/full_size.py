@@ -39,8 +39,8 @@ from lorarar.references import References, generator
 RANK = 64
 PIXELS = 256
 LIMIT_GIB = 12
-NEAR = 0.02
-"""How far, as a share of what the adapters change, an exact merge may be off in bfloat16, whose numbers have 8 bits."""
+NEAR = 1e-4
+"""How far an exact merge may be off in float32, as a share of what the adapters change."""
 
 SDXL = {
     "sample_size": 128,
@@ -85,7 +85,9 @@ class Untold(Backbone):
 def random_model(make: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
     """A model with random weights of the usual size, never held in any other dtype."""
     with torch.device("meta"):
-        model = make().to(dtype)
+        model = make()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     model = model.to_empty(device="cpu")
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -109,16 +111,40 @@ def load(config: Mapping[str, Any]) -> Untold:
     return Untold(pipeline)  # type: ignore[arg-type]
 
 
-def random_adapter(backbone: Backbone, seed: int) -> Adapter:
-    """Factors for every attention projection, large enough for their effect to be seen in bfloat16."""
+def random_adapter(backbone: Backbone, seed: int, rank: int = RANK) -> Adapter:
+    """Factors for every attention projection, which together change a prediction about as much as it is large."""
     random = torch.Generator().manual_seed(seed)
     layers = {}
     for path, module in backbone.unet.named_modules():
         if isinstance(module, nn.Linear) and ends_with(path, PROJECTIONS):
             m, n = module.weight.shape
-            down, up = torch.randn(RANK, n, generator=random) / n**0.5, torch.randn(m, RANK, generator=random)
-            layers[path] = Factors(down.bfloat16(), (up / 2 / RANK**0.5).bfloat16())
+            down, up = torch.randn(rank, n, generator=random) / n**0.5, torch.randn(m, rank, generator=random)
+            layers[path] = Factors(down.bfloat16(), (up / 2 / rank**0.5).bfloat16())
     return Adapter(layers)
+
+
+@contextmanager
+def in_float32(backbone: Backbone) -> Iterator[None]:
+    """Within the block each layer computes in float32, in which its weights are for just that moment."""
+    narrow: dict[nn.Parameter, Tensor] = {}
+
+    def widen(module: nn.Module, _: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            narrow[parameter] = parameter.data
+            parameter.data = parameter.data.float()
+
+    def restore(module: nn.Module, *_: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            parameter.data = narrow.pop(parameter)
+
+    before, backbone.dtype = backbone.dtype, torch.float32
+    with ExitStack() as hooks:
+        for module in backbone.unet.modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                hooks.callback(module.register_forward_pre_hook(widen).remove)
+                hooks.callback(module.register_forward_hook(restore).remove)
+        yield
+    backbone.dtype = before
 
 
 @contextmanager
@@ -205,7 +231,7 @@ def check_merging(check: Checks, backbone: Untold, content: Adapter, style: Adap
     worst = 0.0
     for name, method in METHODS.items():
         begun = time.monotonic()
-        merged = method.merge(content, style, **options[name], dtype=torch.bfloat16)
+        merged = method.merge(content, style, **options[name])
         seconds = time.monotonic() - begun
         merged = merged.at(0.5) if isinstance(merged, Schedule) else merged
         with backbone.applied(merged):
@@ -220,7 +246,7 @@ def check_merging(check: Checks, backbone: Untold, content: Adapter, style: Adap
                 hand = backbone.predict(*given)
             difference = float((found - hand).norm() / (hand - plain).norm())
             worst = max(worst, difference)
-            right, detail = right and difference < NEAR, f"{detail}, by hand {difference:.4f}"
+            right, detail = right and difference < NEAR, f"{detail}, by hand {difference:.1e}"
         check(f"{name} ({len(merged.layers)} layers)", right, detail)
     return worst
 
@@ -276,7 +302,8 @@ def check_base(name: str) -> dict[str, Any]:
         size = sum(f.up.numel() + f.down.numel() for f in content.layers.values())
         check("LoRA layers and their shapes", found == shapes, f"{len(content.layers)}, {size / 1e6:.1f} M numbers")
         check("base guessed from them", name.upper() in bases.guess(content.layers), bases.guess(content.layers))
-        worst = check_merging(check, backbone, content, style)
+        with in_float32(backbone):
+            worst = check_merging(check, backbone, content, style)
     check_training(check, backbone, content, style)
     peak = peak_gib()
     check("peak memory", peak < LIMIT_GIB, f"{peak:.1f} of {LIMIT_GIB} GiB")

@@ -1,4 +1,4 @@
-"""The pocket bank trained by arrays of jobs is the one trained in one process."""
+"""The pocket bank trained by arrays of jobs is the one trained in one process, and so is the hypernetwork, one job."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ def stage(folder: Path, name: str, executor: str) -> str:
     return done.stdout
 
 
-def test_the_bank_trained_through_arrays_equals_the_inline_one_bit_for_bit(cluster: Cluster, tmp_path: Path) -> None:
+def test_bank_and_hypernetwork_from_slurm_equal_the_inline_ones_bit_for_bit(cluster: Cluster, tmp_path: Path) -> None:
     for name in ("data", "lorarar", "slurm", "stages"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     bank = {"subjects": ["dog", "vase", "dog8"], "styles": ["sticker", "line_drawing", "glowing"], "rank": 2}
     params["bases"]["pocket"]["bank"] = {**bank, "subject": TRAINING, "style": TRAINING}
     params["resources"]["pocket"]["bank"] |= {"tasks_per_job": 1, "memory_gb": 2}
+    params["bases"]["pocket"]["hypernet"] |= {"steps": 3, "batch_size": 1}
+    params["resources"]["pocket"]["hypernet"] |= {"memory_gb": 2}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     stage(tmp_path, "images", "inline")
     stage(tmp_path, "bank", "inline")
@@ -52,3 +54,11 @@ def test_the_bank_trained_through_arrays_equals_the_inline_one_bit_for_bit(clust
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == inline and len(inline) == 6
     scripts = list(tmp_path.glob(".work/pocket/bank/.jobs/arrays/*/*_submission.sh"))
     assert len([script for script in scripts if not script.is_symlink()]) == 2, "six jobs, at five to an array"
+
+    network = tmp_path / "artifacts/pocket/hypernet/hypernet.safetensors"
+    stage(tmp_path, "hypernet", "inline")
+    inline_network = network.read_bytes()
+    shutil.rmtree(tmp_path / ".work/pocket/hypernet")
+    network.unlink()
+    stage(tmp_path, "hypernet", "slurm")
+    assert network.read_bytes() == inline_network
