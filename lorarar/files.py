@@ -12,6 +12,8 @@ from typing import Any
 
 from lorarar.errors import UserError
 
+os.umask(UMASK := os.umask(0o077))  # there is no way to read it but to set it
+
 
 @contextmanager
 def atomic(path: Path | str, durable: bool = True) -> Iterator[Path]:
@@ -26,6 +28,7 @@ def atomic(path: Path | str, durable: bool = True) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~UMASK)  # some writers keep their files from all others
         if durable:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from lorarar.merge.columns import Coefficients, pairs
 from lorarar.parallel import each
 
 GUIDED = ("to_q", "to_out.0")
+CONSTANTS = (0.5, 0.5)
 
 
 class HyperNetwork(nn.Module):
@@ -32,6 +33,9 @@ class HyperNetwork(nn.Module):
         Hidden units.
     guided
         Endings of the module paths whose coefficients are predicted: the paper's are query and output.
+    constants
+        (m_c, m_s) of all other projections, in training and in merging: the paper averages them, (0.5, 0.5); its
+        released code sums them, (1, 1).
     initial
         Bias of the output layer before training. Columns of an update are small numbers, so an untrained
         network says about this for each of them: at 0.5 it starts from the average, as key and value are
@@ -46,10 +50,12 @@ class HyperNetwork(nn.Module):
         hidden: int = 128,
         guided: Sequence[str] = GUIDED,
         *,
+        constants: tuple[float, float] = CONSTANTS,
         initial: float = 0.5,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.constants = constants
         self.widths = sorted(set(widths))
         self.guided = tuple(guided)
         with torch.random.fork_rng(devices=[]):
@@ -61,12 +67,12 @@ class HyperNetwork(nn.Module):
         self.output = nn.Sequential(nn.ReLU(), last)
 
     @classmethod
-    def for_adapter(cls, adapter: Adapter, guided: Sequence[str] = GUIDED, **options: float) -> HyperNetwork:
+    def for_adapter(cls, adapter: Adapter, guided: Sequence[str] = GUIDED, **options: Any) -> HyperNetwork:
         """An untrained network with the input layers that adapters like this one need; `options` as above."""
         widths = [factors.up.shape[0] for path, factors in adapter.layers.items() if ends_with(path, guided)]
         if not widths:
             raise UserError(f"the adapter has no layer that ends in {' or '.join(guided)}: choose others to guide")
-        return cls(widths, guided=guided, **options)  # type: ignore[arg-type]
+        return cls(widths, guided=guided, **options)
 
     def forward(self, content: Factors, style: Factors) -> tuple[Tensor, Tensor]:
         """Coefficients m_c, m_s (n_in,) of one layer, without forming its updates.
@@ -99,8 +105,9 @@ class HyperNetwork(nn.Module):
         return dict(zip(guided, each(self, guided.values()), strict=True))
 
     def save(self, path: Path | str) -> None:
-        """Write the state dict as safetensors, with the guided projections in its metadata."""
-        formats.write_tensors(path, self.state_dict(), {"guided": ",".join(self.guided)})
+        """Write the state dict as safetensors, with the guided projections and the constants in its metadata."""
+        metadata = {"guided": ",".join(self.guided), "constants": ",".join(map(str, self.constants))}
+        formats.write_tensors(path, self.state_dict(), metadata)
 
     @classmethod
     def load(cls, path: Path | str, guided: Sequence[str] | None = None) -> HyperNetwork:
@@ -109,7 +116,7 @@ class HyperNetwork(nn.Module):
         Parameters
         ----------
         guided
-            Overrides what the file says; a file that says nothing guides the paper's projections.
+            Overrides what the file says; a file that says nothing guides the paper's projections, with its constants.
         """
         if Path(path).suffix == ".safetensors":
             state, metadata = formats.read_tensors(path)
@@ -120,8 +127,11 @@ class HyperNetwork(nn.Module):
             inputs = [state[f"input_{i}.weight"] for i in range(1, count + 1)]
             guided = guided or tuple(metadata["guided"].split(",") if "guided" in metadata else GUIDED)
             network = cls([weight.shape[1] // 2 for weight in inputs], inputs[0].shape[0], guided)
+            if "constants" in metadata:
+                m_c, m_s = map(float, metadata["constants"].split(","))
+                network.constants = m_c, m_s
             network.load_state_dict(state)
-        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError):
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError):
             raise UserError(f"{path}: not the weights of a hypernetwork; train it again or give another file") from None
         return network
 

@@ -40,7 +40,6 @@ def train(
     learning_rate: float = 0.01,
     weight: float = 0.01,
     batch_size: int = 1,
-    constants: tuple[float, float] = (0.5, 0.5),
     fidelity: Fidelity = "norm",
     orthogonality: Orthogonality = "dot",
     clip: float | None = None,
@@ -59,8 +58,6 @@ def train(
         lambda of Eq. 3.
     batch_size
         Noisy latents of content, and as many of style, in each step.
-    constants
-        (m_c, m_s) of the projections that are not guided; the released code has (1, 1).
     clip
         Largest gradient norm; the paper names none, the released code has 1.0.
     gradient_checkpointing
@@ -85,7 +82,7 @@ def train(
         "learning_rate": learning_rate,
         "weight": weight,
         "batch_size": batch_size,
-        "constants": list(constants),
+        "constants": list(network.constants),
         "fidelity": fidelity,
         "orthogonality": orthogonality,
         "clip": clip,
@@ -105,7 +102,7 @@ def train(
             backbone,
             content.adapter,
             style.adapter,
-            columns.merge(content.adapter, style.adapter, coefficients, default=constants),
+            columns.merge(content.adapter, style.adapter, coefficients, default=network.constants),
             coefficients,
             content.references.draw(backbone, batch_size, random),
             style.references.draw(backbone, batch_size, random),

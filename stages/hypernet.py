@@ -39,8 +39,7 @@ def fit(
     base: str,
     contents: list[dict[str, Any]],
     styles: list[dict[str, Any]],
-    guided: list[str],
-    initial: float,
+    network: dict[str, Any],
     settings: dict[str, Any],
     seed: int,
 ) -> None:
@@ -55,7 +54,7 @@ def fit(
         [entry(Path(base), Path(m["adapter"]), tuple(map(Path, m["images"])), m["prompt"]) for m in members]
         for members in (contents, styles)
     ]
-    network = HyperNetwork.for_adapter(banks[0][0].adapter, guided, seed=seed, initial=initial)
+    made = HyperNetwork.for_adapter(banks[0][0].adapter, seed=seed, **network)
     interval = 0.1 if sys.stderr.isatty() else 15
     with tqdm(total=settings["steps"], desc="hypernet", unit="step", mininterval=interval, leave=False) as bar:
 
@@ -63,7 +62,7 @@ def fit(
             bar.update(step - bar.n)
 
         history = train(
-            network,
+            made,
             backbone(Path(base), exact=True),
             *banks,
             **settings,
@@ -71,7 +70,7 @@ def fit(
             checkpoint=Checkpoint(state(folder), stop=asked_to_stop),
             progress=show,
         )
-    network.save(folder / "hypernet.safetensors")
+    made.save(folder / "hypernet.safetensors")
     with (folder / "history.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["step", "loss", "content", "style", "orthogonality"])
@@ -89,8 +88,7 @@ def main(context: Context) -> None:
         "base": str(base),
         "contents": contents,
         "styles": styles,
-        "guided": settings.pop("guided"),
-        "initial": settings.pop("initial"),
+        "network": {name: settings.pop(name) for name in ("guided", "constants", "initial")},
         "settings": settings,
         "seed": context.seed("hypernet"),
     }

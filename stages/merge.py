@@ -63,7 +63,6 @@ def _adapter(context: Context, name: str, pair: Pair) -> Adapter | Schedule | No
     match name:
         case "lorarar":
             options["hypernet"] = HyperNetwork.load(context.artifacts / "hypernet" / "hypernet.safetensors")
-            options["constants"] = context.knobs.hypernet.constants
         case "ziplora":
             options["coefficients"] = columns.load(path)
         case "joint":

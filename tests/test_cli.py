@@ -66,6 +66,9 @@ def test_merges_two_files_and_says_how(files, monkeypatch, capsys) -> None:
     assert sources["style"] == {"file": "watercolor.safetensors", "sha256": sha256(style)}
     assert merged.metadata["lorarar.method"] == "direct" and merged.metadata["lorarar.rank"] == "6"
     assert "SDXL" in merged.metadata["lorarar.base"]
+    plain = out.with_name("plain")
+    plain.touch()
+    assert out.stat().st_mode == plain.stat().st_mode, "readable for whom any other file is"
 
 
 def test_merges_by_a_hypernetwork(files, monkeypatch) -> None:

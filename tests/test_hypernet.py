@@ -11,6 +11,7 @@ from lorarar.checkpoint import Checkpoint
 from lorarar.errors import UserError
 from lorarar.hypernet import HyperNetwork
 from lorarar.hypernet_training import Entry, train
+from lorarar.merge.lorarar import merge as lorarar_merge
 
 
 def make(rank: int, seed: int) -> Adapter:
@@ -68,6 +69,19 @@ def test_sdxl_network_has_the_shapes_of_the_release():
         "output.1.weight": (2, 128),
         "output.1.bias": (2,),
     }
+
+
+def test_the_constants_it_was_trained_with_travel_with_it(tmp_path):
+    network = HyperNetwork([6, 10], constants=(1.0, 0.25))
+    network.save(tmp_path / "h.safetensors")
+    loaded = HyperNetwork.load(tmp_path / "h.safetensors")
+    assert loaded.constants == (1.0, 0.25)
+    by_file, stated = (lorarar_merge(content, style, hypernet=loaded, **o) for o in ({}, {"constants": (1.0, 0.25)}))
+    averaged = lorarar_merge(content, style, hypernet=loaded, constants=(0.5, 0.5))
+    torch.testing.assert_close(by_file.layers["a.to_k"].delta, stated.layers["a.to_k"].delta)
+    assert not torch.allclose(by_file.layers["a.to_k"].delta, averaged.layers["a.to_k"].delta)
+    torch.save(network.state_dict(), tmp_path / "h.pth")
+    assert HyperNetwork.load(tmp_path / "h.pth").constants == (0.5, 0.5), "the paper's, where a file says nothing"
 
 
 def test_untrained_network_says_about_its_initial_value():

@@ -16,7 +16,7 @@ def merge(
     style: Adapter,
     *,
     hypernet: HyperNetwork,
-    constants: tuple[float, float] = (0.5, 0.5),
+    constants: tuple[float, float] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Adapter:
     """Merge by predicted coefficients on the guided projections and by constants on all other layers.
@@ -24,7 +24,9 @@ def merge(
     Parameters
     ----------
     constants
-        (m_c, m_s) of key and value: the paper's average, (0.5, 0.5); its released code sums them, (1, 1).
+        (m_c, m_s) of key and value; None is those that the hypernetwork was trained with. The paper averages, (0.5,
+        0.5); its released code sums, (1, 1).
     """
+    constants = hypernet.constants if constants is None else constants
     require_weights("constants", constants)
     return columns.merge(content, style, hypernet.coefficients(content, style), default=constants, dtype=dtype)
