@@ -75,14 +75,19 @@ def random_adapter(seed: int, small: bool) -> Adapter:
 # --- the released algorithm: form both updates, show every column to the network ------------------------------------
 
 
+def released_columns(network: HyperNetwork, of_content: Tensor, of_style: Tensor) -> tuple[Tensor, Tensor]:
+    """m_c and m_s of one layer, from both updates as wholes."""
+    layer = network.get_submodule(f"input_{1 + network.widths.index(of_content.shape[0])}")
+    m = network.output(layer(torch.cat([of_content, of_style]).T))
+    return m[:, 0], m[:, 1]
+
+
 def released_coefficients(network: HyperNetwork, content: Adapter, style: Adapter) -> columns.Coefficients:
     found = {}
     for path, c in content.layers.items():
         if ends_with(path, network.guided):
             s = style.layers[path]
-            layer = network.get_submodule(f"input_{1 + network.widths.index(c.up.shape[0])}")
-            m = network.output(layer(torch.cat([c.up @ c.down, s.up @ s.down]).T))
-            found[path] = m[:, 0], m[:, 1]
+            found[path] = released_columns(network, c.up @ c.down, s.up @ s.down)
     return found
 
 

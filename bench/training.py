@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from bench.full_size import SDXL, in_float32, load, random_adapter
+from bench.full_size import SDXL, in_float32, load, random_adapter, status
+from bench.merge import released_columns
 from lorarar.backbone import Backbone
 from lorarar.hypernet import HyperNetwork, ends_with
 from lorarar.merge import columns
@@ -130,11 +131,7 @@ def contestants(setting: Setting) -> dict[str, dict[str, Step]]:
     weights, scales = list(network.parameters()), [m for both in fitted.values() for m in both]
 
     def of_columns(path: str, of_content: Tensor, of_style: Tensor) -> Pair | None:
-        if not ends_with(path, network.guided):
-            return None
-        layer = network.get_submodule(f"input_{1 + network.widths.index(of_content.shape[0])}")
-        m = network.output(layer(torch.cat([of_content, of_style]).T))
-        return m[:, 0], m[:, 1]
+        return released_columns(network, of_content, of_style) if ends_with(path, network.guided) else None
 
     return {
         "hypernet": {
@@ -155,12 +152,7 @@ def memory(step: Step) -> float:
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak
     step()
-    return (status("VmHWM") - before) / 2**20
-
-
-def status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    return status("VmHWM") - before
 
 
 def measure(base: str) -> dict[str, Any]:

@@ -67,7 +67,9 @@ def show(
     """
     from tqdm import tqdm
 
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not force:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder for the pictures")
+    if out.exists() and any(out.iterdir()) and not force:
         raise UserError(f"{out}: exists; give another folder, or --force to replace pictures in it")
     files = [_find(name) for name in (content, style)]
     prompt = prompt or _prompt(content, style)

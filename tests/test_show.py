@@ -11,6 +11,7 @@ from PIL import Image
 
 from lorarar import pictures, show
 from lorarar.backbone import Backbone
+from lorarar.catalog import Catalog
 from lorarar.cli import main
 from lorarar.generate import generate
 from lorarar.merge import linear
@@ -48,8 +49,6 @@ def test_pictures_are_those_of_the_merge_with_the_seeds_in_a_row(tiny_folder, fi
 def test_examples_are_the_test_entries_and_their_prompt_is_known(monkeypatch):
     monkeypatch.chdir(ROOT)
     names = {path.stem for path in show.EXAMPLES.glob("*.safetensors")} - {"hypernet"}
-    from lorarar.catalog import Catalog
-
     catalog = Catalog.load()
     entries = [*catalog.subjects.values(), *catalog.styles.values()]
     assert names == {entry.name for entry in entries if entry.split == "test"}
@@ -94,5 +93,9 @@ def test_pictures_are_replaced_only_when_told_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     (tmp_path / "out").mkdir()
     shutil.copy(ROOT / "README.md", tmp_path / "out")
-    assert run(monkeypatch, "dog8", "glowing", "-o", tmp_path / "out") == 2
+    words = ["dog8", "glowing", "-n", 1, "--steps", 1, "-o"]
+    assert run(monkeypatch, *words, tmp_path / "out") == 2
     assert "exists; give another folder, or --force" in capsys.readouterr().err
+    assert run(monkeypatch, *words, tmp_path / "out", "--force") == 0
+    assert run(monkeypatch, *words, tmp_path / "out" / "README.md", "--force") == 2
+    assert "README.md: is a file; give a folder" in capsys.readouterr().err
