@@ -78,12 +78,11 @@ def call_all(
         _watch(futures, description)
         return [future.result() for future in futures]
     except KeyboardInterrupt:
-        children = multiprocessing.active_children()
-        executor.shutdown(wait=False, cancel_futures=True)
-        for child in children:
+        for child in multiprocessing.active_children():
             child.terminate()
         raise
     finally:
+        # Waits for the executor's own thread too: Python ends with a traceback where that is still closing down.
         executor.shutdown(cancel_futures=True)
 
 
