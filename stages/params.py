@@ -114,6 +114,13 @@ class Generate(Section):
     batch_size: PositiveInt
 
 
+class Ranking(Section):
+    """Who else ranks the methods, and by how many images of each pair."""
+
+    images: PositiveInt
+    judges: dict[str, dict[str, Any]]
+
+
 class Score(Section):
     """Models that score, statistics of scores, and how closely the judge is examined."""
 
@@ -123,6 +130,7 @@ class Score(Section):
     dino: str
     resamples: PositiveInt
     judge_questions: int = Field(ge=10)
+    ranking: Ranking
 
 
 class BaseSections(Section):
@@ -172,6 +180,7 @@ class StageResources(Section):
     generate: Resources
     judge: Resources
     score: Resources
+    ranking: Resources
     quality: Resources
 
 
