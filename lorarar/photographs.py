@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class Photographs:
             found.append(Photograph(f"{place}/00", style.source, self._placed(place, 1).get(0)))
         return found
 
-    def fetch(self, wanted: Sequence[Photograph], mirror: str = "", quiet: bool = False) -> dict[str, Path]:
+    def fetch(self, wanted: Sequence[Photograph], mirror: str = "") -> dict[str, Path]:
         """Have all pictures: name -> file.
 
         Those placed by hand are taken first, then those that are here, and the rest is downloaded. All are compared
@@ -168,9 +169,9 @@ class Photographs:
         by_name = {photograph.name: photograph for photograph in wanted}
         addresses = {name: "" if self._here(photograph) else photograph.address for name, photograph in by_name.items()}
         problems = {}
-        hidden = True if quiet else None  # tqdm's None: shown on a terminal alone
+        interval = 0.1 if sys.stderr.isatty() else 15
         try:
-            with tqdm(total=len(wanted), desc="photographs", unit="picture", disable=hidden) as bar:
+            with tqdm(total=len(wanted), desc="photographs", unit="picture", mininterval=interval) as bar:
                 for name, reason in downloader.each(
                     addresses, lambda name: self._have(by_name[name], lock, downloader)
                 ):

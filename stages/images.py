@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from lorarar import pictures
+from lorarar.errors import UserError
 from stages.context import Context, collect, present
 from stages.run import run
 
@@ -51,7 +52,10 @@ def photograph(context: Context, folder: Path, out: Path) -> None:
     if context.plan:
         print(photographs.plan(wanted))
         raise SystemExit(0)
-    files = photographs.fetch(wanted, os.environ.get(MIRROR, ""))
+    try:
+        files = photographs.fetch(wanted, os.environ.get(MIRROR, ""))
+    except UserError as error:
+        raise UserError(f"{error}\nparams.yaml: bases.{context.base}.bank can leave out what cannot be had") from None
 
     def write(name: str) -> None:
         pictures.write(out / f"{name}.png", develop(files[name], photographs.sources.picture))

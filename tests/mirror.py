@@ -56,6 +56,7 @@ class Mirror:
         self.lock = threading.Lock()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Request)
         self.http.daemon_threads = True
+        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # the other side has hung up
         self.http.mirror = self  # type: ignore[attr-defined]
         self.host = f"127.0.0.1:{self.http.server_port}"
         self.url = f"http://{self.host}"

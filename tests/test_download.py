@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import email.utils
+import io
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 from mirror import Mirror, Reply, cut, drip, endless, etag, redirect, silent, status, whole
 
 from lorarar.download import Downloader, Manners, Refused
@@ -185,6 +189,14 @@ def test_redirects_lead_on_to_allowed_hosts(mirror: Mirror, part: Path) -> None:
     assert part.read_bytes() == BODY
 
 
+def test_an_encrypted_address_does_not_lead_to_one_that_is_not(part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    response = requests.Response()
+    response.raw = io.BytesIO()
+    response.status_code, response.headers["Location"] = 302, "http://a.example/b.jpg"
+    monkeypatch.setattr(requests.Session, "get", lambda *_, **__: response)
+    assert refusal("https://a.example/b.jpg", part) == "leads to http://a.example/b.jpg, which is not encrypted"
+
+
 # --- many -------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +207,15 @@ def test_a_host_is_asked_for_some_at_a_time_and_refusals_are_told(mirror: Mirror
     ended = dict(downloader.each(addresses, lambda name: downloader.get(addresses[name], tmp_path / name)))
     assert ended == {f"{i}": "HTTP 404" if i == 3 else "" for i in range(8)}
     assert mirror.most_at_once == 2
+
+
+def test_a_host_that_fails_file_after_file_is_given_up(mirror: Mirror, tmp_path: Path) -> None:
+    addresses = {f"{i}": mirror.serve(f"/{i}", status(404 if i == 0 else 503)) for i in range(8)}
+    downloader = Downloader(MANNERS, frozenset())
+    reasons = dict(downloader.each(addresses, lambda name: downloader.get(addresses[name], tmp_path / name)))
+    # Two at a time: when the second is given up, a third may be at its last attempt.
+    assert re.fullmatch(rf"given up, as [23] files of {mirror.host} were in a row", reasons["7"])
+    assert Counter(reasons.values())["HTTP 503 (attempt 3 of 3)"] <= 3 and not mirror.asked["/7"]
 
 
 def test_a_defect_ends_it_at_once(mirror: Mirror) -> None:

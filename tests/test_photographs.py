@@ -105,7 +105,7 @@ def test_the_test_split_comes_from_its_real_addresses_through_a_mirror_once(mirr
             mirror.serve(f"/images.unsplash.com/{style.name}", whole(picture(f"styles/{style.name}/00")))
 
     wanted = loaded.wanted(subjects, styles)
-    files = loaded.fetch(wanted, mirror.url, quiet=True)
+    files = loaded.fetch(wanted, mirror.url)
     assert len(files) == 31 and {name.split("/")[1] for name in files} == {*names, *TEST_STYLES}
     for name, file in files.items():
         assert file == Path(".work/photographs") / name and file.read_bytes() == picture(name)
@@ -117,7 +117,7 @@ def test_the_test_split_comes_from_its_real_addresses_through_a_mirror_once(mirr
     assert not list(Path(".work/photographs").rglob(".*"))
 
     mirror.asked.clear()
-    assert loaded.fetch(wanted, mirror.url, quiet=True) == files and not mirror.asked
+    assert loaded.fetch(wanted, mirror.url) == files and not mirror.asked
 
 
 def test_every_entry_of_the_catalogue_has_a_source_and_a_license_but_one() -> None:
@@ -142,7 +142,7 @@ def test_all_that_cannot_be_had_is_told_together_with_where_to_put_it(mirror: Mi
     mirror.serve(path(address["styles/glowing/00"]), status(200, b"<html>", Content_Type="text/html"))
     mirror.serve(path(address["styles/sticker/00"]), redirect("https://evil.example/sticker.jpg"))
 
-    lines = failure(lambda: loaded.fetch(loaded.wanted(subjects, styles), mirror.url, quiet=True))
+    lines = failure(lambda: loaded.fetch(loaded.wanted(subjects, styles), mirror.url))
     reasons = {
         "styles/cartoon_line_drawing/00": "no address",
         "styles/glowing/00": "sends text/html, no picture",
@@ -161,7 +161,7 @@ def test_all_that_cannot_be_had_is_told_together_with_where_to_put_it(mirror: Mi
     for name in reasons:
         place(f"{name}.jpg")
     mirror.asked.clear()
-    assert len(loaded.fetch(loaded.wanted(subjects, styles), mirror.url, quiet=True)) == 8 and not mirror.asked
+    assert len(loaded.fetch(loaded.wanted(subjects, styles), mirror.url)) == 8 and not mirror.asked
 
 
 # --- the lock ---------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_all_that_cannot_be_had_is_told_together_with_where_to_put_it(mirror: Mi
 def test_the_lock_has_a_sorted_line_for_every_picture_ever_used(mirror: Mirror, root: Path) -> None:
     catalog, loaded = Catalog.load(), photographs(root)
     for names in (["vase"], ["glowing", "can"]):
-        loaded.fetch(loaded.wanted(*published(mirror, loaded, catalog, *names)), mirror.url, quiet=True)
+        loaded.fetch(loaded.wanted(*published(mirror, loaded, catalog, *names)), mirror.url)
     lines = Path("data/photographs/photographs.lock").read_text().splitlines()
     names = ["styles/glowing/00"] + [f"subjects/{s}/{i:02}" for s in ("can", "vase") for i in range(6)]
     sizes = [len(picture(name)) for name in names]
@@ -181,30 +181,30 @@ def test_the_lock_has_a_sorted_line_for_every_picture_ever_used(mirror: Mirror, 
 def test_an_address_that_has_another_picture_by_now_is_refused_until_that_is_wanted(mirror: Mirror, root: Path) -> None:
     catalog, loaded = Catalog.load(), photographs(root)
     wanted = loaded.wanted(*published(mirror, loaded, catalog, "glowing"))
-    loaded.fetch(wanted, mirror.url, quiet=True)
+    loaded.fetch(wanted, mirror.url)
     shutil.rmtree(".work")
     new = picture("new")
     mirror.serve(path(wanted[0].address), whole(new))
-    (line,) = failure(lambda: loaded.fetch(wanted, mirror.url, quiet=True))
+    (line,) = failure(lambda: loaded.fetch(wanted, mirror.url))
     assert f"not the picture of before ({len(new)} bytes, {len(picture(wanted[0].name))} in" in line
     assert line.endswith("or delete its line in data/photographs/photographs.lock if the new one is right")
 
     Path("data/photographs/photographs.lock").write_text("")
-    assert loaded.fetch(wanted, mirror.url, quiet=True)["styles/glowing/00"].read_bytes() == new
+    assert loaded.fetch(wanted, mirror.url)["styles/glowing/00"].read_bytes() == new
 
 
 def test_a_download_that_was_damaged_on_disk_comes_again(mirror: Mirror, root: Path) -> None:
     catalog, loaded = Catalog.load(), photographs(root)
     wanted = loaded.wanted(*published(mirror, loaded, catalog, "glowing"))
-    (file,) = loaded.fetch(wanted, mirror.url, quiet=True).values()
+    (file,) = loaded.fetch(wanted, mirror.url).values()
     file.write_bytes(picture("damaged"))
-    loaded.fetch(wanted, mirror.url, quiet=True)
+    loaded.fetch(wanted, mirror.url)
     assert file.read_bytes() == picture("styles/glowing/00")
 
 
 def test_a_lock_that_does_not_parse_is_one_clear_line(root: Path) -> None:
     place("photographs.lock", b"abc  styles/glowing/00  12\n")
-    (line,) = failure(lambda: photographs(root).fetch([], quiet=True))
+    (line,) = failure(lambda: photographs(root).fetch([]))
     assert line.startswith("data/photographs/photographs.lock:1: not `sha256  name  bytes`")
 
 
@@ -220,14 +220,14 @@ def test_a_subject_and_a_style_of_ones_own_are_a_folder_and_a_row(root: Path) ->
     shelf = place("subjects/toaster/shelf.png", picture("shelf", kind="PNG"))
     catalog, loaded = Catalog.load(), photographs(root)
     wanted = loaded.wanted([catalog.subjects["toaster"]], [catalog.styles["cyberpunk"]])
-    files = loaded.fetch(wanted, quiet=True)
+    files = loaded.fetch(wanted)
     assert files == {"subjects/toaster/00": kitchen, "subjects/toaster/01": shelf, "styles/cyberpunk/00": street}
 
     shelf.unlink()
     (line,) = failure(lambda: loaded.wanted([catalog.subjects["toaster"]], []))
     assert line.startswith("data/photographs/subjects/toaster/kitchen.JPG: which of 2 is it?")
     kitchen.unlink()
-    lines = failure(lambda: loaded.fetch(loaded.wanted([catalog.subjects["toaster"]], []), quiet=True))
+    lines = failure(lambda: loaded.fetch(loaded.wanted([catalog.subjects["toaster"]], [])))
     assert lines[1] == "subjects/toaster/01: no address; place it by hand as data/photographs/subjects/toaster/01.jpg"
 
 
@@ -236,7 +236,7 @@ def test_pictures_placed_by_hand_stand_in_for_those_of_their_number(mirror: Mirr
     subjects, styles = published(mirror, loaded, catalog, "can")
     placed = place("subjects/can/02.png", picture("mine", kind="PNG"))
     place("subjects/can/.DS_Store", b"not a picture")
-    files = loaded.fetch(loaded.wanted(subjects, styles), mirror.url, quiet=True)
+    files = loaded.fetch(loaded.wanted(subjects, styles), mirror.url)
     assert files["subjects/can/02"] == placed and len(mirror.asked) == 5
 
     place("subjects/can/02.jpg")
@@ -247,15 +247,15 @@ def test_pictures_placed_by_hand_pass_the_same_checks(root: Path) -> None:
     catalog, loaded = Catalog.load(), photographs(root)
     style = catalog.styles["cartoon_line_drawing"]
     place("styles/cartoon_line_drawing/00.jpg", picture("small", (20, 99)))
-    (line,) = failure(lambda: loaded.fetch(loaded.wanted([], [style]), quiet=True))
+    (line,) = failure(lambda: loaded.fetch(loaded.wanted([], [style])))
     assert line == (
         "data/photographs/styles/cartoon_line_drawing/00.jpg: "
         "20 x 99 pixels, its smaller side must have 32; place another"
     )
     place("styles/cartoon_line_drawing/00.jpg")
-    loaded.fetch(loaded.wanted([], [style]), quiet=True)
+    loaded.fetch(loaded.wanted([], [style]))
     place("styles/cartoon_line_drawing/00.jpg", picture("another"))
-    (line,) = failure(lambda: loaded.fetch(loaded.wanted([], [style]), quiet=True))
+    (line,) = failure(lambda: loaded.fetch(loaded.wanted([], [style])))
     assert "00.jpg: not the picture of before" in line and "delete its line in" in line
 
 
@@ -340,7 +340,7 @@ def test_transparent_parts_become_white(tmp_path: Path) -> None:
 
 def test_the_plan_counts_what_is_there_and_what_is_to_come(mirror: Mirror, root: Path) -> None:
     catalog, loaded = Catalog.load(), photographs(root)
-    loaded.fetch(loaded.wanted(*published(mirror, loaded, catalog, "vase")), mirror.url, quiet=True)
+    loaded.fetch(loaded.wanted(*published(mirror, loaded, catalog, "vase")), mirror.url)
     place("styles/sticker/00.jpg")
     names = ("vase", "dog8", "glowing", "sticker", "cartoon_line_drawing")
     mirror.asked.clear()
@@ -395,7 +395,11 @@ def test_the_stage_lays_photographs_out_as_it_does_the_miniatures(
         images.main(context)  # type: ignore[arg-type]
     assert "5 to download" in capsys.readouterr().out and not mirror.asked
 
-    context.plan = False
+    context.plan, context.styles = False, [*styles, Catalog.load().styles["cartoon_line_drawing"]]
+    _, advice = failure(lambda: images.main(context))  # type: ignore[arg-type]
+    assert advice == "params.yaml: bases.sdxl.bank can leave out what cannot be had"
+
+    context.styles = styles
     images.main(context)  # type: ignore[arg-type]
     out = Path("artifacts/sdxl/images")
     assert sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()) == [
