@@ -53,7 +53,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Style:
-    """One style: `words` name it in prompts, without its number; `training_prompt` is of its one picture."""
+    """One style.
+
+    Attributes
+    ----------
+    words : name it in prompts, without its number.
+    training_prompt : of its one picture.
+    source : address of that picture; empty if there is none.
+    """
 
     name: str
     title: str
@@ -61,6 +68,7 @@ class Style:
     family: str
     words: str
     training_prompt: str
+    source: str = ""
 
     @property
     def prompt(self) -> str:
@@ -110,6 +118,7 @@ class Catalog:
                 family=row["family"],
                 words=row["style_words"],
                 training_prompt=row["training_prompt"],
+                source=row.get("source_url") or "",
             )
             for row in _rows(
                 data / "styles.csv",

@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import yaml
+
 from lorarar import pictures
-from stages.context import Context, collect
+from lorarar.errors import UserError
+from stages.context import Context, collect, present
 from stages.run import run
 
 
 def main(context: Context) -> None:
-    """Draw the pictures of the world."""
+    """Draw the pictures of the miniature world, or have the photographs of the real one, as world.yaml says."""
+    world = yaml.safe_load(present(context.data / "world.yaml").read_text(encoding="utf-8"))
+    out = Path(".work") / context.base / "images"
+    shutil.rmtree(out, ignore_errors=True)
+    if "photographs" in world:
+        photograph(context, Path(world["photographs"]), out)
+    else:
+        draw(context, out)
+    collect(context.artifacts / "images", {path.name: path for path in out.iterdir()})
+    shutil.rmtree(out)
+
+
+def draw(context: Context, out: Path) -> None:
+    """Pictures of the miniature world."""
     from lorarar.pocket.world import World
 
+    if context.plan:
+        print(f"{sum(subject.images for subject in context.subjects) + len(context.styles)} pictures to draw")
+        raise SystemExit(0)
     world = World.load()
-    drawn = Path(".work") / context.base / "images"
-    shutil.rmtree(drawn, ignore_errors=True)
     for subject in context.subjects:
         for index in range(subject.images):
-            pictures.write(drawn / f"subjects/{subject.name}/{index:02}.png", world.picture(subject.name, index))
+            pictures.write(out / f"subjects/{subject.name}/{index:02}.png", world.picture(subject.name, index))
     for style in context.styles:
-        pictures.write(drawn / f"styles/{style.name}/00.png", world.style_picture(style.name))
-    collect(context.artifacts / "images", {kind: drawn / kind for kind in ("subjects", "styles")})
+        pictures.write(out / f"styles/{style.name}/00.png", world.style_picture(style.name))
+
+
+def photograph(context: Context, folder: Path, out: Path) -> None:
+    """Photographs, and whose they are. Downloads are kept: the same ones serve every base."""
+    from lorarar.photographs import MIRROR, Photographs, develop
+
+    photographs = Photographs.load(folder, Path(".work/photographs"))
+    wanted = photographs.wanted(context.subjects, context.styles)
+    if context.plan:
+        print(photographs.plan(wanted))
+        raise SystemExit(0)
+    try:
+        files = photographs.fetch(wanted, os.environ.get(MIRROR, ""))
+    except UserError as error:
+        raise UserError(f"{error}\nparams.yaml: bases.{context.base}.bank can leave out what cannot be had") from None
+
+    def write(name: str) -> None:
+        pictures.write(out / f"{name}.png", develop(files[name], photographs.sources.picture))
+
+    with ThreadPoolExecutor(context.workers) as pool:
+        list(pool.map(write, files))
+    attribution = photographs.attribution(context.subjects, context.styles)
+    (out / "ATTRIBUTION.md").write_text(attribution, encoding="utf-8")
 
 
 if __name__ == "__main__":

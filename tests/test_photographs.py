@@ -1,0 +1,411 @@
+"""Photographs for the full-size bases. All pictures here are synthetic: noise that these tests make."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from mirror import Mirror, redirect, silent, status, whole
+from PIL import Image
+
+from lorarar.catalog import Catalog
+from lorarar.errors import UserError
+from lorarar.photographs import Measures, Photographs, develop
+from stages import images
+
+ROOT = Path(__file__).parents[1]
+MEASURES = Measures(smallest_side=32, megapixels=1, longest_side=64)
+TEST_STYLES = ["3d_rendering4", "flat_cartoon_illustration2", "glowing", "oil_painting2", "watercolor_painting3"]
+
+
+def picture(name: str, size: tuple[int, int] = (48, 36), kind: str = "JPEG") -> bytes:
+    """A photograph of nothing: noise that belongs to a name."""
+    noise = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def mirror() -> Iterator[Mirror]:
+    server = Mirror()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tables and sources of the repository, without what anyone may have placed there."""
+    (tmp_path / "data/photographs").mkdir(parents=True)
+    for name in ("subjects.csv", "styles.csv", "prompts.yaml", "photographs/sources.yaml"):
+        shutil.copy(ROOT / "data" / name, tmp_path / "data" / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def photographs(root: Path) -> Photographs:
+    """The repository's, in haste and content with small pictures."""
+    loaded = Photographs.load(Path("data/photographs"), Path(".work/photographs"))
+    haste = {"attempts": 2, "pause": 0.01, "silence": 0.5, "seconds": 2}
+    sources = loaded.sources.model_copy(
+        update={"download": loaded.sources.download.model_copy(update=haste), "picture": MEASURES}
+    )
+    return Photographs(loaded.folder, loaded.cache, sources)
+
+
+def published(mirror: Mirror, loaded: Photographs, catalog: Catalog, *names: str) -> tuple[list, list]:
+    """Serve some subjects and styles under their real addresses."""
+    subjects = [catalog.subjects[name] for name in names if name in catalog.subjects]
+    styles = [catalog.styles[name] for name in names if name in catalog.styles]
+    for photograph in loaded.wanted(subjects, styles):
+        if photograph.address:
+            mirror.serve(path(photograph.address), whole(picture(photograph.name)))
+    return subjects, styles
+
+
+def path(address: str) -> str:
+    """Where a mirror has what stands at an address."""
+    parts = urlsplit(address)
+    return f"/{parts.netloc}{parts.path}" + (f"?{parts.query}" if parts.query else "")
+
+
+def failure(call: Callable[[], object]) -> list[str]:
+    with pytest.raises(UserError) as error:
+        call()
+    return str(error.value).splitlines()
+
+
+def place(name: str, content: bytes | None = None) -> Path:
+    file = Path("data/photographs") / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(picture(name) if content is None else content)
+    return file
+
+
+# --- downloading ------------------------------------------------------------------------------------------------
+
+
+def test_the_test_split_comes_from_its_real_addresses_through_a_mirror_once(mirror: Mirror, root: Path) -> None:
+    catalog, loaded = Catalog.load(), photographs(root)
+    names = [subject.name for subject in catalog.subjects.values() if subject.split == "test"]
+    subjects, styles = published(mirror, loaded, catalog, *names, *TEST_STYLES)
+    # Unsplash does not send a picture itself, but leads on to where it is.
+    for style in styles:
+        if "unsplash.com" in style.source:
+            mirror.serve(path(style.source), redirect(f"/images.unsplash.com/{style.name}"))
+            mirror.serve(f"/images.unsplash.com/{style.name}", whole(picture(f"styles/{style.name}/00")))
+
+    wanted = loaded.wanted(subjects, styles)
+    files = loaded.fetch(wanted, mirror.url)
+    assert len(files) == 31 and {name.split("/")[1] for name in files} == {*names, *TEST_STYLES}
+    for name, file in files.items():
+        assert file == Path(".work/photographs") / name and file.read_bytes() == picture(name)
+    pinned = "/raw.githubusercontent.com/google/dreambooth/4f887af7970a06fc0cd3adaa1d0b368547d6a1d0/dataset"
+    assert (
+        f"{pinned}/dog8/04.jpg" in mirror.asked
+        and "/unsplash.com/photos/RWrbY8j9GPo/download?force=true" in mirror.asked
+    )
+    assert not list(Path(".work/photographs").rglob(".*"))
+
+    mirror.asked.clear()
+    assert loaded.fetch(wanted, mirror.url) == files and not mirror.asked
+
+
+def test_every_entry_of_the_catalogue_has_a_source_and_a_license_but_one() -> None:
+    catalog = Catalog.load(ROOT)
+    loaded = Photographs.load(ROOT / "data/photographs", Path("cache"))
+    wanted = loaded.wanted(catalog.subjects.values(), catalog.styles.values())
+    assert len(wanted) == 158 + 26
+    assert [p.name for p in wanted if not p.address.startswith("https://")] == ["styles/cartoon_line_drawing/00"]
+    rows = loaded.attribution(catalog.subjects.values(), catalog.styles.values()).splitlines()[6:]
+    without = [row.split(" | ")[0] for row in rows if row.endswith("|  |") or "not known" in row]
+    assert len(rows) == 56 and without == ["| cartoon_line_drawing"]
+
+
+def test_all_that_cannot_be_had_is_told_together_with_where_to_put_it(mirror: Mirror, root: Path) -> None:
+    catalog, loaded = Catalog.load(), photographs(root)
+    subjects, styles = published(mirror, loaded, catalog, "dog8", "glowing", "sticker", "cartoon_line_drawing")
+    address = {p.name: p.address for p in loaded.wanted(subjects, styles)}
+    mirror.serve(path(address["subjects/dog8/00"]), status(404))
+    mirror.serve(path(address["subjects/dog8/01"]), status(503))
+    mirror.serve(path(address["subjects/dog8/02"]), silent(0.8))
+    mirror.serve(path(address["subjects/dog8/03"]), whole(picture("x")[:-99]))
+    mirror.serve(path(address["styles/glowing/00"]), status(200, b"<html>", Content_Type="text/html"))
+    mirror.serve(path(address["styles/sticker/00"]), redirect("https://evil.example/sticker.jpg"))
+
+    lines = failure(lambda: loaded.fetch(loaded.wanted(subjects, styles), mirror.url))
+    reasons = {
+        "styles/cartoon_line_drawing/00": "no address",
+        "styles/glowing/00": "sends text/html, no picture",
+        "styles/sticker/00": "leads to https://evil.example/sticker.jpg, whose host is none that it may lead to",
+        "subjects/dog8/00": "HTTP 404",
+        "subjects/dog8/01": "HTTP 503 (attempt 2 of 2)",
+        "subjects/dog8/02": "timed out (attempt 2 of 2)",
+        "subjects/dog8/03": "no whole JPEG, PNG, WEBP picture (",
+    }
+    for line, (name, reason) in zip(lines, reasons.items(), strict=True):
+        told = f"{name}: {address[name]}: " if address[name] else f"{name}: "
+        assert line.startswith(told + reason), line
+        assert line.endswith(f"; place it by hand as data/photographs/{name}.jpg"), line
+
+    # What came is kept, and what is placed as told makes it whole.
+    for name in reasons:
+        place(f"{name}.jpg")
+    mirror.asked.clear()
+    assert len(loaded.fetch(loaded.wanted(subjects, styles), mirror.url)) == 8 and not mirror.asked
+
+
+# --- the lock ---------------------------------------------------------------------------------------------------
+
+
+def test_the_lock_has_a_sorted_line_for_every_picture_ever_used(mirror: Mirror, root: Path) -> None:
+    catalog, loaded = Catalog.load(), photographs(root)
+    for names in (["vase"], ["glowing", "can"]):
+        loaded.fetch(loaded.wanted(*published(mirror, loaded, catalog, *names)), mirror.url)
+    lines = Path("data/photographs/photographs.lock").read_text().splitlines()
+    names = ["styles/glowing/00"] + [f"subjects/{s}/{i:02}" for s in ("can", "vase") for i in range(6)]
+    sizes = [len(picture(name)) for name in names]
+    digests = [hashlib.sha256(picture(name)).hexdigest() for name in names]
+    assert lines == [f"{d}  {n}  {s}" for d, n, s in zip(digests, names, sizes, strict=True)]
+
+
+def test_an_address_that_has_another_picture_by_now_is_refused_until_that_is_wanted(mirror: Mirror, root: Path) -> None:
+    catalog, loaded = Catalog.load(), photographs(root)
+    wanted = loaded.wanted(*published(mirror, loaded, catalog, "glowing"))
+    loaded.fetch(wanted, mirror.url)
+    shutil.rmtree(".work")
+    new = picture("new")
+    mirror.serve(path(wanted[0].address), whole(new))
+    (line,) = failure(lambda: loaded.fetch(wanted, mirror.url))
+    assert f"not the picture of before ({len(new)} bytes, {len(picture(wanted[0].name))} in" in line
+    assert line.endswith("or delete its line in data/photographs/photographs.lock if the new one is right")
+
+    Path("data/photographs/photographs.lock").write_text("")
+    assert loaded.fetch(wanted, mirror.url)["styles/glowing/00"].read_bytes() == new
+
+
+def test_a_download_that_was_damaged_on_disk_comes_again(mirror: Mirror, root: Path) -> None:
+    catalog, loaded = Catalog.load(), photographs(root)
+    wanted = loaded.wanted(*published(mirror, loaded, catalog, "glowing"))
+    (file,) = loaded.fetch(wanted, mirror.url).values()
+    file.write_bytes(picture("damaged"))
+    loaded.fetch(wanted, mirror.url)
+    assert file.read_bytes() == picture("styles/glowing/00")
+
+
+def test_a_lock_that_does_not_parse_is_one_clear_line(root: Path) -> None:
+    place("photographs.lock", b"abc  styles/glowing/00  12\n")
+    (line,) = failure(lambda: photographs(root).fetch([]))
+    assert line.startswith("data/photographs/photographs.lock:1: not `sha256  name  bytes`")
+
+
+# --- by hand, and of one's own ----------------------------------------------------------------------------------
+
+
+def test_a_subject_and_a_style_of_ones_own_are_a_folder_and_a_row(root: Path) -> None:
+    with open("data/subjects.csv", "a") as file:
+        file.write("toaster,toaster,toaster,test,object,2\n")
+    with open("data/styles.csv", "a") as file:
+        file.write("cyberpunk,cyberpunk,own,test,other,cyberpunk,A street in cyberpunk style,\n")
+    kitchen, street = place("subjects/toaster/kitchen.JPG"), place("styles/cyberpunk/street.webp")
+    shelf = place("subjects/toaster/shelf.png", picture("shelf", kind="PNG"))
+    catalog, loaded = Catalog.load(), photographs(root)
+    wanted = loaded.wanted([catalog.subjects["toaster"]], [catalog.styles["cyberpunk"]])
+    files = loaded.fetch(wanted)
+    assert files == {"subjects/toaster/00": kitchen, "subjects/toaster/01": shelf, "styles/cyberpunk/00": street}
+
+    shelf.unlink()
+    (line,) = failure(lambda: loaded.wanted([catalog.subjects["toaster"]], []))
+    assert line.startswith("data/photographs/subjects/toaster/kitchen.JPG: which of 2 is it?")
+    kitchen.unlink()
+    lines = failure(lambda: loaded.fetch(loaded.wanted([catalog.subjects["toaster"]], [])))
+    assert lines[1] == "subjects/toaster/01: no address; place it by hand as data/photographs/subjects/toaster/01.jpg"
+
+
+def test_pictures_placed_by_hand_stand_in_for_those_of_their_number(mirror: Mirror, root: Path) -> None:
+    catalog, loaded = Catalog.load(), photographs(root)
+    subjects, styles = published(mirror, loaded, catalog, "can")
+    placed = place("subjects/can/02.png", picture("mine", kind="PNG"))
+    place("subjects/can/.DS_Store", b"not a picture")
+    files = loaded.fetch(loaded.wanted(subjects, styles), mirror.url)
+    assert files["subjects/can/02"] == placed and len(mirror.asked) == 5
+
+    place("subjects/can/02.jpg")
+    assert "subjects/can/02.png: which of 6 is it?" in failure(lambda: loaded.wanted(subjects, styles))[0]
+
+
+def test_pictures_placed_by_hand_pass_the_same_checks(root: Path) -> None:
+    catalog, loaded = Catalog.load(), photographs(root)
+    style = catalog.styles["cartoon_line_drawing"]
+    place("styles/cartoon_line_drawing/00.jpg", picture("small", (20, 99)))
+    (line,) = failure(lambda: loaded.fetch(loaded.wanted([], [style])))
+    assert line == (
+        "data/photographs/styles/cartoon_line_drawing/00.jpg: "
+        "20 x 99 pixels, its smaller side must have 32; place another"
+    )
+    place("styles/cartoon_line_drawing/00.jpg")
+    loaded.fetch(loaded.wanted([], [style]))
+    place("styles/cartoon_line_drawing/00.jpg", picture("another"))
+    (line,) = failure(lambda: loaded.fetch(loaded.wanted([], [style])))
+    assert "00.jpg: not the picture of before" in line and "delete its line in" in line
+
+
+def test_an_address_that_is_none_is_told_before_anything_is_downloaded(root: Path) -> None:
+    table = Path("data/styles.csv")
+    table.write_text(table.read_text().replace("https://unsplash.com/photos/RWrbY8j9GPo", "RWrbY8j9GPo"))
+    (line,) = failure(lambda: photographs(root).wanted([], [Catalog.load().styles["glowing"]]))
+    assert line.startswith("data/styles.csv: glowing: source_url 'RWrbY8j9GPo/download?force=true' is no address")
+
+
+# --- what is no picture, and what becomes of one ----------------------------------------------------------------
+
+
+def bomb(side: int) -> bytes:
+    """A PNG that says it is enormous."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    end = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + end
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (bomb(60000), "more than 1 million pixels; reduce it"),
+        (bomb(2000), "2000 x 2000 pixels, more than 1 million; reduce it"),
+        (bomb(100), "no whole JPEG, PNG, WEBP picture ("),
+        (picture("thumbnail", (31, 99)), "31 x 99 pixels, its smaller side must have 32"),
+        (picture("cut")[:1000], "no whole JPEG, PNG, WEBP picture ("),
+        (picture("tiff", kind="TIFF"), "no whole JPEG, PNG, WEBP picture;"),
+        (b"", "no whole JPEG, PNG, WEBP picture;"),
+    ],
+    ids=["bomb", "too large", "hollow", "thumbnail", "cut", "TIFF", "empty"],
+)
+def test_what_is_no_picture_of_the_right_measures_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    file = tmp_path / "00.jpg"
+    file.write_bytes(content)
+    (line,) = failure(lambda: develop(file, MEASURES))
+    assert f"00.jpg: {reason}" in line
+
+
+def test_sixteen_bits_are_not_silently_made_white(tmp_path: Path) -> None:
+    Image.fromarray(np.full((40, 40), 40000, np.uint16)).save(tmp_path / "scan.png")
+    (line,) = failure(lambda: develop(tmp_path / "scan.png", MEASURES))
+    assert "scan.png: more than 8 bits a channel" in line
+
+
+def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
+    lying = np.zeros((40, 60, 3), np.uint8)
+    lying[:, :30] = 255  # left half white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(lying).save(tmp_path / "a.png", exif=exif)
+    upright = develop(tmp_path / "a.png", MEASURES)
+    assert upright.shape == (60, 40, 3) and (upright[:30] == 255).all() and (upright[30:] == 0).all()
+
+
+def test_large_pictures_are_reduced_and_others_kept_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(picture("large", (300, 150), "PNG"))
+    (tmp_path / "small.png").write_bytes(picture("small", (50, 40), "PNG"))
+    assert develop(tmp_path / "large.png", MEASURES).shape == (32, 64, 3)
+    kept = np.asarray(Image.open(tmp_path / "small.png"))
+    assert np.array_equal(develop(tmp_path / "small.png", MEASURES), kept)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA"])
+def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    Image.new("RGB", (40, 40), "white").convert("L" if mode == "LA" else "RGB").convert(mode).save(file)
+    assert (develop(file, MEASURES) == 255).all()
+
+
+def test_transparent_parts_become_white(tmp_path: Path) -> None:
+    sticker = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    sticker.paste((255, 0, 0, 255), (10, 10, 30, 30))
+    sticker.save(tmp_path / "sticker.png")
+    shown = develop(tmp_path / "sticker.png", MEASURES)
+    assert (shown[0, 0] == 255).all() and (shown[20, 20] == [255, 0, 0]).all()
+
+
+# --- plan, attribution, sources, stage --------------------------------------------------------------------------
+
+
+def test_the_plan_counts_what_is_there_and_what_is_to_come(mirror: Mirror, root: Path) -> None:
+    catalog, loaded = Catalog.load(), photographs(root)
+    loaded.fetch(loaded.wanted(*published(mirror, loaded, catalog, "vase")), mirror.url)
+    place("styles/sticker/00.jpg")
+    names = ("vase", "dog8", "glowing", "sticker", "cartoon_line_drawing")
+    mirror.asked.clear()
+    assert loaded.plan(loaded.wanted(*published(mirror, loaded, catalog, *names))).splitlines() == [
+        "14 pictures: 1 placed by hand in data/photographs, 6 downloaded before to .work/photographs, 6 to download",
+        "  5 from raw.githubusercontent.com",
+        "  1 from unsplash.com",
+        "  styles/cartoon_line_drawing/00: no address; "
+        "place it by hand as data/photographs/styles/cartoon_line_drawing/00.jpg",
+    ]
+    assert not mirror.asked
+
+
+def test_attribution_names_maker_source_and_license(root: Path) -> None:
+    catalog, loaded = Catalog.load(), photographs(root)
+    text = loaded.attribution([catalog.subjects["dog8"]], [catalog.styles["glowing"]])
+    assert (
+        "| dog8 | 5 | https://unsplash.com/@marslady | [DreamBooth](https://github.com/google/dreambooth) | CC BY 4.0"
+    ) in text
+    assert "| glowing | 1 |  | https://unsplash.com/photos/RWrbY8j9GPo | Unsplash License, " in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("attempts: 5", "attempts: 0", "download.attempts: Input should be greater than 0"),
+        ("megabytes:", "gigabytes:", "download.megabytes: Field required"),
+        ("hosts: [", "hosts: [[", "cannot be read"),
+    ],
+)
+def test_sources_that_are_not_right_are_one_clear_line(root: Path, old: str, new: str, message: str) -> None:
+    file = Path("data/photographs/sources.yaml")
+    file.write_text(file.read_text().replace(old, new))
+    (line,) = failure(lambda: photographs(root))
+    assert line.startswith("data/photographs/sources.yaml: ") and message in line
+
+
+def test_the_stage_lays_photographs_out_as_it_does_the_miniatures(
+    mirror: Mirror, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    sources = Path("data/photographs/sources.yaml")
+    sources.write_text(sources.read_text().replace("smallest_side: 256", "smallest_side: 32"))
+    (root / "data/sdxl").mkdir()
+    shutil.copy(ROOT / "data/sdxl/world.yaml", "data/sdxl")
+    subjects, styles = published(mirror, photographs(root), Catalog.load(), "duck_toy", "glowing")
+    monkeypatch.setenv("LORARAR_MIRROR", mirror.url)
+    context = SimpleNamespace(
+        base="sdxl", data=Path("data/sdxl"), artifacts=Path("artifacts/sdxl"),
+        subjects=subjects, styles=styles, workers=2, plan=True,
+    )  # fmt: skip
+    with pytest.raises(SystemExit):
+        images.main(context)  # type: ignore[arg-type]
+    assert "5 to download" in capsys.readouterr().out and not mirror.asked
+
+    context.plan, context.styles = False, [*styles, Catalog.load().styles["cartoon_line_drawing"]]
+    _, advice = failure(lambda: images.main(context))  # type: ignore[arg-type]
+    assert advice == "params.yaml: bases.sdxl.bank can leave out what cannot be had"
+
+    context.styles = styles
+    images.main(context)  # type: ignore[arg-type]
+    out = Path("artifacts/sdxl/images")
+    assert sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()) == [
+        "ATTRIBUTION.md",
+        "styles/glowing/00.png",
+        *(f"subjects/duck_toy/{index:02}.png" for index in range(4)),
+    ]
+    original = np.asarray(Image.open(io.BytesIO(picture("subjects/duck_toy/03"))))
+    assert np.array_equal(np.asarray(Image.open(out / "subjects/duck_toy/03.png")), original)
