@@ -32,6 +32,7 @@ def main(context: Context) -> None:
             if adapter:
                 adapter.save(hidden / name / f"{pair_name(*pair)}.safetensors")
     collect(context.artifacts / "merge", {name: hidden / name for name in context.params.evaluate.methods})
+    shutil.rmtree(hidden)  # of SDXL a hundred gigabytes
 
 
 def _plan(context: Context, name: str, pair: Pair) -> dict[str, Any]:

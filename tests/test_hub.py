@@ -143,8 +143,8 @@ def test_only_the_pipelines_own_files_are_fetched(base: Path, monkeypatch: pytes
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **o: asked.update(o) or "/there")
     there = [
         "model_index.json", "unet/config.json", "tokenizer/merges.txt", "vae/diffusion_pytorch_model.fp16.safetensors",
-        "vae/diffusion_pytorch_model.safetensors", "sd_xl_base_1.0.safetensors", "unet/model.onnx", "vae_1_0/config.json",
-        "vae_1_0/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors", "sd_xl_base_1.0.safetensors", "unet/model.onnx",
+        "vae_1_0/config.json", "vae_1_0/diffusion_pytorch_model.fp16.safetensors",
     ]  # fmt: skip
 
     def fetched() -> set[str]:
