@@ -33,11 +33,13 @@ LATENTS = 16  # of content, and as many of style, for each pair
 def main() -> None:
     """Print a table: both fidelity terms and their sum, as the paper's norm and as the released code's squares."""
     context = Context.load()
-    model = backbone(context.data / "base", exact=True)
+    model, resolution = backbone(**context.model(training=True)), context.knobs.backbone.resolution
     pairs = context.pairs("val")
     members = {member.name: member for pair in pairs for member in pair}
     entries = {
-        name: entry(context.data / "base", context.adapter(member), tuple(context.pictures(member)), member.prompt)
+        name: entry(
+            model, resolution, str(context.adapter(member)), list(map(str, context.pictures(member))), member.prompt
+        )
         for name, member in members.items()
     }
     found: dict[str, list[float]] = {}

@@ -109,13 +109,13 @@ class Adapter:
         """Rank of each layer."""
         return {path: factors.rank for path, factors in self.layers.items()}
 
-    def to(self, dtype: torch.dtype) -> Adapter:
-        """The same adapter with factors in `dtype`."""
+    def to(self, target: torch.dtype | torch.device) -> Adapter:
+        """The same adapter with factors in a dtype or on a device."""
         return replace(
             self,
-            layers={path: Factors(down.to(dtype), up.to(dtype)) for path, (down, up) in self.layers.items()},
+            layers={path: Factors(down.to(target), up.to(target)) for path, (down, up) in self.layers.items()},
             metadata=dict(self.metadata),
-            rest={name: Factors(down.to(dtype), up.to(dtype)) for name, (down, up) in self.rest.items()},
+            rest={name: Factors(down.to(target), up.to(target)) for name, (down, up) in self.rest.items()},
         )
 
     @property

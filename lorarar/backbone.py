@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,17 @@ from torch.nn.functional import linear
 from transformers.utils import logging as transformers_log
 
 import lorarar.pocket.vae  # noqa: F401  (diffusers loads a class of ours only if it has been imported)
+from lorarar import hub
 from lorarar.adapter import Adapter
 from lorarar.errors import UserError
 
 
-def best_dtype() -> tuple[torch.dtype, str]:
-    """The dtype to compute in on this machine, and why."""
+def best_dtype(training: bool = False) -> tuple[torch.dtype, str]:
+    """The dtype to compute in on this machine, and why. A training's small gradients would vanish in float16."""
     if torch.cuda.is_available():
-        return torch.bfloat16, "CUDA device"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "CUDA device"
+        return torch.float32 if training else torch.float16, "CUDA device without bfloat16"
     for flag in ("amx_bf16", "avx512_bf16"):
         if torch.cpu.get_capabilities().get(flag):
             return torch.bfloat16, f"CPU multiplies bfloat16 matrices in hardware ({flag})"
@@ -65,10 +68,16 @@ class Conditioning:
 
 
 class Backbone:
-    """A frozen base model and what can be asked of it. Latents are float32, of about unit spread."""
+    """A frozen base model and what can be asked of it. Latents are float32, of about unit spread.
 
-    def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:
-        self.pipeline = pipeline
+    Parameters
+    ----------
+    pipeline : its UNet is where it is to compute.
+    offload : where that is a GPU, keep the VAE in main memory but when it is needed, and the UNet then.
+    """
+
+    def __init__(self, pipeline: StableDiffusionXLPipeline, offload: bool = False) -> None:
+        self.pipeline, self.offload = pipeline, offload
         self.unet, self.vae = pipeline.unet, pipeline.vae
         # Kept, since diffusers looks through all parameters each time it is asked.
         self.dtype, self.device = pipeline.unet.dtype, pipeline.unet.device
@@ -78,27 +87,31 @@ class Backbone:
         self._forward_process = DDPMScheduler.from_config(pipeline.scheduler.config)
 
     @classmethod
-    def load(cls, folder: Path | str, dtype: torch.dtype | None = None) -> Backbone:
-        """Load a pipeline folder.
+    def load(cls, folder: Path | str, dtype: torch.dtype | None = None, *, offload: bool = False) -> Backbone:
+        """Load a pipeline folder, or the one that a folder's `model.yaml` names. Nothing is downloaded.
 
         Parameters
         ----------
         dtype
-            Of the UNet and text encoders, whatever is on disk; None is `best_dtype()`. The VAE's is float32.
+            Of the UNet and text encoders, whatever is on disk; None is `best_dtype()`. The VAE's is float32: SDXL's
+            overflows in float16.
+        offload
+            See the class.
 
         Raises
         ------
         UserError
-            A file of weights is missing or damaged; the message names it.
+            It is not on this machine, or a file of weights is missing or damaged; the message names it.
         """
-        folder, dtype = Path(folder), dtype or best_dtype()[0]
-        half = _check_files(folder)
+        given, dtype = folder, dtype or best_dtype()[0]
+        folder, variant = hub.locate(given)
+        variant = check_files(folder, variant, hub.fetch_command(given))
         try:
             with _no_progress_bars():
                 pipeline = StableDiffusionXLPipeline.from_pretrained(
                     folder,
                     dtype={"vae": torch.float32, "default": dtype},
-                    variant="fp16" if half else None,
+                    variant=variant,
                     add_watermarker=False,
                     local_files_only=True,
                 )
@@ -107,7 +120,12 @@ class Backbone:
             raise UserError(
                 f"{folder}: not a StableDiffusionXLPipeline folder ({reason}); fetch or make it again"
             ) from error
-        return cls(pipeline.to("cuda" if torch.cuda.is_available() else "cpu"))
+        if torch.cuda.is_available():
+            # Text encoders, which are asked once, wait in main memory.
+            pipeline.unet.to("cuda")
+            if not offload:
+                pipeline.vae.to("cuda")
+        return cls(pipeline, offload)
 
     @property
     def training_timesteps(self) -> int:
@@ -123,24 +141,26 @@ class Backbone:
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """Encode prompts by both text encoders, one row for each."""
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            prompts, device=self.device, do_classifier_free_guidance=False
-        )
+        with self._awake(self.pipeline.text_encoder, self.pipeline.text_encoder_2):
+            embeds, _, pooled, _ = self.pipeline.encode_prompt(
+                prompts, device=self.device, do_classifier_free_guidance=False
+            )
         return Conditioning(embeds, pooled)
 
     @torch.no_grad()
     def encode_nothing(self) -> Conditioning:
         """One row: the unconditional side of classifier-free guidance, as this pipeline defines it."""
-        _, embeds, _, pooled = self.pipeline.encode_prompt("", device=self.device, do_classifier_free_guidance=True)
+        with self._awake(self.pipeline.text_encoder, self.pipeline.text_encoder_2):
+            _, embeds, _, pooled = self.pipeline.encode_prompt("", device=self.device, do_classifier_free_guidance=True)
         return Conditioning(embeds, pooled)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] -> normalised latents (B, C, h, w): the posterior's mode."""
         images = images.to(self.device, self.vae.dtype)
-        # As many pixels at a time as SDXL's one picture has: the VAE takes far more memory than anything else here.
-        at_once = max(1, 1024**2 // images[0, 0].numel())
-        latents = torch.cat([self.vae.encode(part).latent_dist.mode() for part in images.split(at_once)])
+        with self._vae_awake():
+            parts = images.split(_at_once(images[0, 0].numel()))
+            latents = torch.cat([self.vae.encode(part).latent_dist.mode() for part in parts])
         mean, std = self._latent_statistics
         return ((latents - mean) / std).float()
 
@@ -148,7 +168,10 @@ class Backbone:
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) -> pictures (B, 3, H, W), about in [-1, 1]."""
         mean, std = self._latent_statistics
-        return self.vae.decode((latents.to(self.device) * std + mean).to(self.vae.dtype)).sample.float()
+        raw = (latents.to(self.device) * std + mean).to(self.vae.dtype)
+        with self._vae_awake():
+            parts = raw.split(_at_once(raw[0, 0].numel() * self.pipeline.vae_scale_factor**2))
+            return torch.cat([self.vae.decode(part).sample.float() for part in parts])
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's output (B, C, h, w) in float32, for latents (B, C, h, w) at timesteps (B,) or one."""
@@ -225,6 +248,24 @@ class Backbone:
             self.unet.disable_gradient_checkpointing()
             self.unet.eval()
 
+    @contextmanager
+    def _awake(self, *modules: nn.Module, instead: nn.Module | None = None) -> Iterator[None]:
+        """Within the block these compute where the UNet does; the one `instead` of which they do waits."""
+        if instead is not None:
+            instead.to("cpu")
+        for module in modules:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.to("cpu")
+            if instead is not None:
+                instead.to(self.device)
+
+    def _vae_awake(self) -> AbstractContextManager[None]:
+        return self._awake(self.vae, instead=self.unet) if self.offload else nullcontext()
+
     def _cast(self, factor: Tensor) -> Tensor:
         return factor.to(self.device, self.dtype)
 
@@ -252,12 +293,25 @@ def _no_progress_bars() -> Iterator[None]:
             library.enable_progress_bar()
 
 
+def _at_once(pixels: int) -> int:
+    """As many pictures as have the pixels of SDXL's one: the VAE takes far more memory than anything else here."""
+    return max(1, 1024**2 // pixels)
+
+
 def _adds(down: Tensor, up: Tensor) -> Any:
     return lambda module, args, output: output + linear(linear(args[0], down), up)
 
 
-def _check_files(folder: Path) -> bool:
-    """Refuse a folder with missing or damaged weights, by name; tell whether they are an `fp16` variant."""
+def check_files(folder: Path, variant: str | None, command: str) -> str | None:
+    """Refuse a folder with missing or damaged weights, by name; tell the variant that they are.
+
+    Parameters
+    ----------
+    variant : None is fp16, if there is nothing else.
+    command : what would fetch the folder, if that is what it takes.
+    """
+    cached = folder.parent.name == "snapshots"
+    remedy = f"fetch it by {command}" if cached else "fetch or make the folder again"
     index = folder / "model_index.json"
     try:
         parts = json.loads(index.read_text(encoding="utf-8"))
@@ -275,13 +329,14 @@ def _check_files(folder: Path) -> bool:
     ):
         if part not in parts:
             raise UserError(f"{index}: no `{part}`; give the folder of a StableDiffusionXLPipeline")
-        files = sorted((folder / part).glob(f"{name}*.safetensors"))
+        ending = f".{variant}.safetensors" if variant else ".safetensors"
+        files = sorted((folder / part).glob(f"{name}*{ending}"))
         if not files:
-            raise UserError(f"{folder / part / name}.safetensors: no such file; fetch or make the folder again")
+            raise UserError(f"{folder / part / name}{ending}: no such file; {remedy}")
         for file in files:
             try:
                 safe_open(str(file), framework="pt").keys()  # checks the header against the file's length
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: damaged ({error}); fetch or make the folder again") from None
+                raise UserError(f"{file}: damaged ({error}); {remedy}") from None
         half = half or all(".fp16." in file.name for file in files)
-    return half
+    return "fp16" if half else variant

@@ -4,6 +4,7 @@ pictures, and have people compare them.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from ast import literal_eval
@@ -178,6 +179,21 @@ def inspect(
     if layers:
         for path, (down, up) in adapter.layers.items():
             typer.echo(f"{path}  {up.shape[0]} x {down.shape[1]}  rank {down.shape[0]}  norm {norms[path]:.4g}")
+
+
+@app.command(epilog="Example: `lorarar doctor --base sdxl`")
+def doctor(
+    base: Annotated[str | None, typer.Option(help="pocket, sdxl or koala; by default that of params.yaml.")] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch models that are not on this machine yet.")
+    ] = False,
+) -> None:
+    """Say what the benchmark lacks on this machine, and what each stage will cost, before anything starts."""
+    if not Path("stages/doctor.py").exists():
+        raise UserError("stages/doctor.py: no such file; run this in the root of the repository")
+    # The benchmark stands on this library, and not the other way round: it is asked, not imported.
+    options = [*(["--base", base] if base else []), *(["--download"] if download else [])]
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "stages.doctor", *options], check=False).returncode)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ def train_adapter(
     batch_size: int = 1,
     seed: int = 0,
     gradient_checkpointing: bool = False,
+    eight_bit_adam: bool = False,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Adapter:
@@ -45,6 +47,8 @@ def train_adapter(
         Pictures drawn, with replacement, for each step.
     gradient_checkpointing
         Trade time for memory, as SDXL at 1024 pixels needs.
+    eight_bit_adam
+        Keep AdamW's state in 8 bits, by bitsandbytes, as the released code does.
     checkpoint
         Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit.
     progress
@@ -58,12 +62,13 @@ def train_adapter(
     Raises
     ------
     UserError
-        The loss stopped being a number, or the checkpoint is not of this training.
+        The loss stopped being a number, the checkpoint is not of this training, or bitsandbytes is not installed.
     Interrupted
         The checkpoint was asked to stop.
     """
     from peft import LoraConfig
 
+    adam = _adam(eight_bit_adam)
     references = References.encode(backbone, images, prompts)
     unet = backbone.unet
     with torch.random.fork_rng(devices=[]):
@@ -75,7 +80,7 @@ def train_adapter(
         parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
         for parameter in parameters:
             parameter.data = parameter.data.float()
-        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, fused=True)
+        optimizer = adam(parameters, lr=learning_rate)
         settings = {"rank": rank, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
         start = checkpoint.resume(parameters, optimizer, settings) if checkpoint else 0
         for step in range(start, steps):
@@ -97,6 +102,16 @@ def train_adapter(
         unet.requires_grad_(False).eval()
 
 
+def _adam(eight_bit: bool) -> Callable[..., torch.optim.Optimizer]:
+    if not eight_bit:
+        return partial(torch.optim.AdamW, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+    except ImportError:
+        raise UserError("eight_bit_adam needs bitsandbytes; `pip install bitsandbytes`, or set it to false") from None
+    return partial(AdamW8bit, weight_decay=0.01)  # PyTorch's default
+
+
 def _extract(unet: torch.nn.Module) -> Adapter:
     from peft.tuners.lora import LoraLayer
 
@@ -104,5 +119,6 @@ def _extract(unet: torch.nn.Module) -> Adapter:
     for path, module in unet.named_modules():
         if isinstance(module, LoraLayer):
             ((name, down),) = module.lora_A.items()
-            layers[path] = Factors(down.weight.detach().clone(), module.lora_B[name].weight.detach().clone())
+            both = down.weight, module.lora_B[name].weight
+            layers[path] = Factors(*(weight.detach().cpu().clone() for weight in both))
     return Adapter(layers)

@@ -10,6 +10,7 @@ import torch
 
 from lorarar.adapter import Adapter
 from lorarar.backbone import Backbone, Conditioning, to_images
+from lorarar.errors import UserError
 from lorarar.merge.klora import Schedule
 
 
@@ -39,6 +40,11 @@ def generate(
     -------
     list of uint8 arrays (H, W, 3)
         In the order of `seeds`.
+
+    Raises
+    ------
+    UserError
+        An image is black all over or not of numbers, as they become where a dtype overflows.
     """
     conditioning = backbone.encode_prompts([prompt])
     if guidance > 1:
@@ -51,7 +57,12 @@ def generate(
             # Row by row: all images without the prompt, then all with it.
             rows = [row for row in range(len(conditioning)) for _ in batch]
             latents = _denoise(backbone, conditioning[rows], batch, steps, guidance, schedule)
-            images += to_images(backbone.decode(latents))
+            pixels = backbone.decode(latents)
+            for seed, image in zip(batch, pixels, strict=True):
+                if not image.isfinite().all() or image.max() <= -1:
+                    fault = "black" if image.isfinite().all() else "not of numbers"
+                    raise UserError(f"{prompt!r}, seed {seed}: the image is {fault}; try dtype float32")
+            images += to_images(pixels)
     return images
 
 

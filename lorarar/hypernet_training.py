@@ -89,6 +89,7 @@ def train(
         "seed": seed,
         "pairs": [len(contents), len(styles)],
     }
+    network.to(backbone.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     history = torch.zeros(steps, len(COLUMNS), dtype=torch.float64)
     state = [*network.parameters(), history]
@@ -97,12 +98,13 @@ def train(
         random = generator(seed, step)
         content = contents[int(torch.randint(len(contents), (), generator=random))]
         style = styles[int(torch.randint(len(styles), (), generator=random))]
-        coefficients = network.coefficients(content.adapter, style.adapter)
+        subject_lora, style_lora = (member.adapter.to(backbone.device) for member in (content, style))
+        coefficients = network.coefficients(subject_lora, style_lora)
         step_loss = merging_loss(
             backbone,
-            content.adapter,
-            style.adapter,
-            columns.merge(content.adapter, style.adapter, coefficients, default=network.constants),
+            subject_lora,
+            style_lora,
+            columns.merge(subject_lora, style_lora, coefficients, default=network.constants),
             coefficients,
             content.references.draw(backbone, batch_size, random),
             style.references.draw(backbone, batch_size, random),
@@ -124,5 +126,6 @@ def train(
             progress(step + 1, loss.detach())
         if checkpoint:
             checkpoint.after(step + 1, state, optimizer, settings)
+    network.cpu()
     rows = history.tolist()
     return [{"step": i, **dict(zip(COLUMNS, row, strict=True))} for i, row in enumerate(rows, start=1)]

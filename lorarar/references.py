@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from lorarar.errors import UserError
+from lorarar.pictures import Picture
 
 if TYPE_CHECKING:
     from lorarar.backbone import Backbone, Conditioning
@@ -20,6 +23,13 @@ def generator(*key: int) -> torch.Generator:
     """A stream of random numbers for each key, such as (seed, step), so that any step can be done again."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def fit(picture: Picture, resolution: int) -> Picture:
+    """The picture's middle as a square of this many pixels a side; as it is, if that is what it is."""
+    if picture.shape[:2] == (resolution, resolution):
+        return picture
+    return np.asarray(ImageOps.fit(Image.fromarray(picture), (resolution, resolution), Image.Resampling.LANCZOS))
 
 
 @dataclass(frozen=True)

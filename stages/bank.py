@@ -18,6 +18,7 @@ CODE = [
     "lorarar/checkpoint.py",
     "lorarar/dreambooth.py",
     "lorarar/formats",
+    "lorarar/hub.py",
     "lorarar/pocket/vae.py",
     "lorarar/references.py",
     "stages/bank.py",
@@ -25,16 +26,24 @@ CODE = [
 
 
 def train(
-    folder: Path, base: str, images: list[str], prompt: str, rank: int, training: dict[str, Any], seed: int
+    folder: Path,
+    base: dict[str, Any],
+    images: list[str],
+    resolution: int,
+    prompt: str,
+    rank: int,
+    training: dict[str, Any],
+    seed: int,
 ) -> None:
     """Task: train one adapter on some pictures."""
     from lorarar.backbone import to_tensor
     from lorarar.checkpoint import Checkpoint
     from lorarar.dreambooth import train_adapter
+    from lorarar.references import fit
 
-    references = [pictures.read(path) for path in images]
+    references = [fit(pictures.read(path), resolution) for path in images]
     adapter = train_adapter(
-        backbone(Path(base), exact=True),
+        backbone(**base),
         to_tensor(references),
         [prompt] * len(references),
         rank=rank,
@@ -49,21 +58,21 @@ def train(
 def main(context: Context) -> None:
     """Train those adapters that are not there yet."""
     knobs = context.knobs.bank
-    base = context.data / "base"
     tasks = {}
     for entry in context.members:
         images = context.pictures(entry)
         training = knobs.subject if isinstance(entry, Subject) else knobs.style
         arguments = {
-            "base": str(base),
+            "base": context.model(training=True),
             "images": [str(path) for path in images],
+            "resolution": context.knobs.backbone.resolution,
             "prompt": entry.prompt,
             "rank": knobs.rank,
-            "training": training.model_dump(),
+            "training": context.dreambooth(training),
             "seed": context.seed("bank", entry.name),
         }
         tasks[entry.name] = (arguments, images)
-    done = context.fan_out(context.store("bank", CODE, base), train, tasks, "bank")
+    done = context.fan_out(context.store("bank", CODE, context.data / "base"), train, tasks, "bank")
     collect(
         context.artifacts / "bank",
         {f"{name}.safetensors": folder / "adapter.safetensors" for name, folder in done.items()},

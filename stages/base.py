@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from lorarar.errors import UserError
 from lorarar.files import atomic, sha256
-from slurm.local import call_all
+from slurm.local import call_all, cores
 from stages.context import Context
 from stages.run import run
 
@@ -17,21 +18,23 @@ def main(context: Context) -> None:
     from lorarar.pocket import base, judges
 
     knobs = context.knobs.base
-    work = Path(".work") / context.base / "base"
+    if knobs is None:
+        raise UserError(f"base {context.base}: is trained elsewhere; `lorarar doctor --base {context.base}` fetches it")
+    work, workers = Path(".work") / context.base / "base", context.params.workers or cores()
     made = base.make(
         Path(),
         work,
         pictures=knobs.pictures,
         vae_steps=knobs.vae_steps,
         unet_steps=knobs.unet_steps,
-        workers=context.workers,
+        workers=workers,
     )
     shutil.copytree(made, context.data / "base", dirs_exist_ok=True)
     calls: dict[str, dict[str, Any]] = {
         name: {"arguments": [name, "--work", str(work / "judges"), "--steps", str(steps)]}
         for name, steps in knobs.judge_steps.items()
     }
-    call_all(calls, judges.main, context.workers, "judges")
+    call_all(calls, judges.main, workers, "judges")
     write_checksums(context.data)
 
 

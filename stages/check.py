@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lorarar import hub
 from lorarar.errors import UserError
 from lorarar.files import sha256
 from stages.context import Context
@@ -11,8 +12,17 @@ from stages.run import run
 
 
 def main(context: Context) -> None:
-    """Loading the context has checked params.yaml and the catalogue; the weights are compared with SHA256SUMS."""
-    verify(context.data)
+    """Loading the context has checked params.yaml and the catalogue; then weights are looked at.
+
+    Those that are shipped are compared with SHA256SUMS; those of a base that is only named must be on this machine.
+    """
+    base = context.data / "base"
+    if (base / hub.NAME).exists():
+        from lorarar.backbone import check_files
+
+        check_files(*hub.locate(base), hub.fetch_command(base))
+    else:
+        verify(context.data)
 
 
 def verify(data: Path) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorarar.catalog import Catalog, Pair, Split, Style, Subject, pair_name
+from lorarar.controls import CONTROLS
 from lorarar.errors import UserError
 from slurm.local import cores
 from slurm.plan import show
 from slurm.store import Store
 from slurm.task import Task, fingerprint
-from stages.params import BaseSections, Params, load
+from stages.params import BaseSections, Params, Training, load
 
 if TYPE_CHECKING:
     from lorarar.backbone import Backbone
@@ -65,8 +66,22 @@ class Context:
         return self.params.chosen
 
     @property
-    def workers(self) -> int:
-        return self.params.workers or cores()
+    def drawn(self) -> bool:
+        """Whether the world is drawn, so that the right picture of every pair is known; else it is photographs."""
+        return self.knobs.base is not None
+
+    @property
+    def methods(self) -> list[str]:
+        """What is evaluated, less the ceilings where the truth is not known."""
+        return [
+            name
+            for name in self.params.evaluate.methods
+            if self.drawn or name not in CONTROLS or CONTROLS[name].bound != "ceiling"
+        ]
+
+    def workers(self, stage: str) -> int:
+        """Local worker processes: of a stage that wants a GPU one, as all of them would use the same."""
+        return self.params.workers or (1 if self.params.resources_of(stage).gpus else cores())
 
     @property
     def data(self) -> Path:
@@ -122,6 +137,21 @@ class Context:
         digest = hashlib.sha256(repr((self.params.seed, *names)).encode()).digest()
         return int.from_bytes(digest[:4], "little") >> 1
 
+    def model(self, training: bool = False) -> dict[str, Any]:
+        """What `backbone` takes, in JSON values."""
+        knobs = self.knobs.backbone
+        dtype = knobs.training_dtype if training else knobs.dtype
+        return {"folder": str(self.data / "base"), "dtype": dtype, "training": training, "offload": knobs.offload}
+
+    def dreambooth(self, knobs: Training) -> dict[str, Any]:
+        """Options of `train_adapter`: a section's, and how the base model is to be computed with."""
+        backbone = self.knobs.backbone
+        return {
+            **knobs.model_dump(),
+            "gradient_checkpointing": backbone.gradient_checkpointing,
+            "eight_bit_adam": backbone.eight_bit_adam,
+        }
+
     def store(self, stage: str, code: Sequence[str], *shared: Path) -> Store:
         """Finished tasks of a stage: `code` are the sources they run, `shared` what all of them read."""
         return Store(Path(".work") / self.base / stage, fingerprint([*map(present, code), *map(present, shared)]))
@@ -140,13 +170,13 @@ class Context:
         stage = store.root.name
         resources, executor = self.params.resources_of(stage), self.params.executor
         if self.plan:
-            show(store, function, listed, resources, executor, self.workers, description)
+            show(store, function, listed, resources, executor, self.workers(stage), description)
             raise SystemExit(0)
         if executor == "inline":
             import torch
 
             torch.set_num_threads(1)  # as worker processes and jobs have, so that sums round alike
-        return store.run(function, listed, resources, description, executor, self.workers)
+        return store.run(function, listed, resources, description, executor, self.workers(stage))
 
 
 def present(path: Path | str) -> Path:
@@ -183,19 +213,21 @@ def collect(out: Path, files: Mapping[str, Path]) -> None:
 
 
 @cache
-def backbone(folder: Path, exact: bool = False) -> Backbone:
+def backbone(folder: str, dtype: str = "auto", training: bool = False, offload: bool = False) -> Backbone:
     """The base model, loaded once in each process.
 
     Parameters
     ----------
-    exact : compute in float32, in which small steps of training are no slower here and lose nothing; otherwise in
-        whatever this machine samples fastest with.
+    dtype : to compute in, by its name in PyTorch; `auto` is what this machine does fastest.
+    training : `auto` has to do for training, too.
+    offload : keep on the GPU only what is at work.
     """
     import torch
 
-    from lorarar.backbone import Backbone
+    from lorarar.backbone import Backbone, best_dtype
 
-    return Backbone.load(folder, torch.float32 if exact else None)
+    chosen = best_dtype(training)[0] if dtype == "auto" else getattr(torch, dtype)
+    return Backbone.load(folder, chosen, offload=offload)
 
 
 def _listed(name: str, names: list[str] | None) -> bool:

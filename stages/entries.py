@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorarar import pictures
-from stages.context import backbone
 
 if TYPE_CHECKING:
+    from lorarar.backbone import Backbone
     from lorarar.hypernet_training import Entry
+
+
+def entry(model: Backbone, resolution: int, adapter: str, images: list[str], prompt: str) -> Entry:
+    """Load and encode one member, once in each process."""
+    return _entry(model, resolution, adapter, tuple(images), prompt)
 
 
 @cache
-def entry(base: Path, adapter: Path, images: tuple[Path, ...], prompt: str) -> Entry:
-    """Load and encode one member, once in each process."""
+def _entry(model: Backbone, resolution: int, adapter: str, images: tuple[str, ...], prompt: str) -> Entry:
     from lorarar.adapter import Adapter
     from lorarar.backbone import to_tensor
     from lorarar.hypernet_training import Entry
-    from lorarar.references import References
+    from lorarar.references import References, fit
 
-    references = [pictures.read(path) for path in images]
-    encoded = References.encode(backbone(base, exact=True), to_tensor(references), [prompt] * len(references))
+    references = [fit(pictures.read(path), resolution) for path in images]
+    encoded = References.encode(model, to_tensor(references), [prompt] * len(references))
     return Entry(Adapter.load(adapter), encoded)

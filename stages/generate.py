@@ -16,6 +16,7 @@ CODE = [
     "lorarar/backbone.py",
     "lorarar/formats",
     "lorarar/generate.py",
+    "lorarar/hub.py",
     "lorarar/merge/columns.py",
     "lorarar/merge/klora.py",
     "lorarar/parallel.py",
@@ -27,7 +28,7 @@ TRUTH_CODE = ["lorarar/pocket/artwork.py", "lorarar/pocket/styles.py", "lorarar/
 
 def sample(
     folder: Path,
-    base: str,
+    base: dict[str, Any],
     adapter: str | None,
     prompt: str,
     seeds: list[int],
@@ -40,12 +41,12 @@ def sample(
     from lorarar.merge.klora import Schedule
 
     loaded = (Schedule if schedule else Adapter).load(adapter) if adapter else None
-    images = generate(backbone(Path(base)), loaded, prompt, seeds=seeds, **settings)
+    images = generate(backbone(**base), loaded, prompt, seeds=seeds, **settings)
     for index, image in enumerate(images):
         pictures.write(folder / f"{index:02}.png", image)
 
 
-def draw(folder: Path, base: str, subject: str, style: str, seeds: list[int], vae: bool) -> None:
+def draw(folder: Path, base: dict[str, Any], subject: str, style: str, seeds: list[int], vae: bool) -> None:
     """Task: render the truth about one pair, and with `vae` let that encode and decode it."""
     from lorarar.backbone import to_images, to_tensor
     from lorarar.pocket.world import World
@@ -53,7 +54,7 @@ def draw(folder: Path, base: str, subject: str, style: str, seeds: list[int], va
     world = World.load()
     truth = [world.truth(subject, style, seed) for seed in seeds]
     if vae:
-        model = backbone(Path(base))
+        model = backbone(**base)
         truth = to_images(model.decode(model.encode_images(to_tensor(truth))))
     for index, image in enumerate(truth):
         pictures.write(folder / f"{index:02}.png", image)
@@ -64,9 +65,11 @@ def main(context: Context) -> None:
     method, split = context.arguments
     settings = context.knobs.generate.model_dump()
     number = settings.pop("images_per_pair")
-    base = context.data / "base"
+    base = context.model()
     merged = context.artifacts / "merge" / method
     plan = _plan(merged / "plan.json", split)
+    if method not in context.methods:
+        print(f"generate {method} {split}: no images: nobody knows the truth about {context.base}'s photographs")
     function = draw if any(entry["prompt"] is None for entry in plan.values()) else sample
     tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
     for name, entry in plan.items():
@@ -75,7 +78,7 @@ def main(context: Context) -> None:
         seeds = [context.seed("generate", name, index) for index in range(number)]
         if function is draw:
             arguments: dict[str, Any] = {
-                "base": str(base),
+                "base": base,
                 "subject": subject,
                 "style": style,
                 "seeds": seeds,
@@ -85,7 +88,7 @@ def main(context: Context) -> None:
             continue
         adapter = merged / f"{name}.safetensors" if entry["adapter"] else None
         arguments = {
-            "base": str(base),
+            "base": base,
             "adapter": str(adapter) if adapter else None,
             "prompt": entry["prompt"],
             "seeds": seeds,
@@ -95,7 +98,8 @@ def main(context: Context) -> None:
             arguments["schedule"] = True
         tasks[name] = (arguments, [adapter] if adapter else [])
     code = CODE + TRUTH_CODE if function is draw else CODE
-    done = context.fan_out(context.store("generate", code, base), function, tasks, f"generate {method} {split}")
+    store = context.store("generate", code, context.data / "base")
+    done = context.fan_out(store, function, tasks, f"generate {method} {split}")
     collect(context.artifacts / "generate" / method / split, done)
 
 

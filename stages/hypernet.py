@@ -22,6 +22,7 @@ CODE = [
     "lorarar/backbone.py",
     "lorarar/checkpoint.py",
     "lorarar/formats",
+    "lorarar/hub.py",
     "lorarar/hypernet.py",
     "lorarar/hypernet_training.py",
     "lorarar/merge/columns.py",
@@ -36,7 +37,8 @@ CODE = [
 
 def fit(
     folder: Path,
-    base: str,
+    base: dict[str, Any],
+    resolution: int,
     contents: list[dict[str, Any]],
     styles: list[dict[str, Any]],
     network: dict[str, Any],
@@ -50,10 +52,8 @@ def fit(
     from lorarar.hypernet import HyperNetwork
     from lorarar.hypernet_training import train
 
-    banks = [
-        [entry(Path(base), Path(m["adapter"]), tuple(map(Path, m["images"])), m["prompt"]) for m in members]
-        for members in (contents, styles)
-    ]
+    model = backbone(**base)
+    banks = [[entry(model, resolution, **member) for member in members] for members in (contents, styles)]
     made = HyperNetwork.for_adapter(banks[0][0].adapter, seed=seed, **network)
     interval = 0.1 if sys.stderr.isatty() else 15
     with tqdm(total=settings["steps"], desc="hypernet", unit="step", mininterval=interval, leave=False) as bar:
@@ -63,7 +63,7 @@ def fit(
 
         history = train(
             made,
-            backbone(Path(base), exact=True),
+            model,
             *banks,
             **settings,
             seed=seed,
@@ -81,19 +81,20 @@ def fit(
 
 def main(context: Context) -> None:
     """Train it, if that has not been done."""
-    base, settings = context.data / "base", context.knobs.hypernet.model_dump()
+    settings, backbone_knobs = context.knobs.hypernet.model_dump(), context.knobs.backbone
     banks = [[m for m in bank if m.split == "train"] for bank in (context.subjects, context.styles)]
     contents, styles = (_members(context, bank) for bank in banks)
     arguments = {
-        "base": str(base),
+        "base": context.model(training=True),
+        "resolution": backbone_knobs.resolution,
         "contents": contents,
         "styles": styles,
         "network": {name: settings.pop(name) for name in ("guided", "constants", "initial")},
-        "settings": settings,
+        "settings": settings | {"gradient_checkpointing": backbone_knobs.gradient_checkpointing},
         "seed": context.seed("hypernet"),
     }
     reads = [path for bank in banks for member in bank for path in (context.adapter(member), *context.pictures(member))]
-    store = context.store("hypernet", CODE, base)
+    store = context.store("hypernet", CODE, context.data / "base")
     folder = context.fan_out(store, fit, {"hypernet": (arguments, reads)}, "hypernet")["hypernet"]
     collect(context.artifacts / "hypernet", {"hypernet.safetensors": folder / "hypernet.safetensors"})
     with atomic(context.results / "plots" / "hypernet.csv") as temporary:

@@ -11,6 +11,7 @@ import yaml
 
 from lorarar import pictures
 from lorarar.errors import UserError
+from slurm.local import cores
 from stages.context import Context, collect, present
 from stages.run import run
 
@@ -60,7 +61,7 @@ def photograph(context: Context, folder: Path, out: Path) -> None:
     def write(name: str) -> None:
         pictures.write(out / f"{name}.png", develop(files[name], photographs.sources.picture))
 
-    with ThreadPoolExecutor(context.workers) as pool:
+    with ThreadPoolExecutor(context.params.workers or cores()) as pool:
         list(pool.map(write, files))
     attribution = photographs.attribution(context.subjects, context.styles)
     (out / "ATTRIBUTION.md").write_text(attribution, encoding="utf-8")

@@ -18,6 +18,7 @@ CODE = [
     "lorarar/checkpoint.py",
     "lorarar/dreambooth.py",
     "lorarar/formats",
+    "lorarar/hub.py",
     "lorarar/merge/joint.py",
     "lorarar/pocket/vae.py",
     "lorarar/references.py",
@@ -27,7 +28,8 @@ CODE = [
 
 def train(
     folder: Path,
-    base: str,
+    base: dict[str, Any],
+    resolution: int,
     content: dict[str, Any],
     style: dict[str, Any],
     rank: int,
@@ -38,20 +40,19 @@ def train(
     from lorarar.backbone import to_tensor
     from lorarar.checkpoint import Checkpoint
     from lorarar.merge import joint
+    from lorarar.references import fit
 
     concepts: list[Any] = []
     for member in (content, style):
-        images = [pictures.read(path) for path in member["images"]]
+        images = [fit(pictures.read(path), resolution) for path in member["images"]]
         concepts += [to_tensor(images), [member["prompt"]] * len(images)]
     checkpoint = Checkpoint(state(folder), stop=asked_to_stop)
-    model = backbone(Path(base), exact=True)
-    adapter = joint.train(model, *concepts, rank=rank, seed=seed, checkpoint=checkpoint, **training)
+    adapter = joint.train(backbone(**base), *concepts, rank=rank, seed=seed, checkpoint=checkpoint, **training)
     adapter.save(folder / "adapter.safetensors")
 
 
 def main(context: Context) -> None:
     """Train those that are not there yet; none at all if joint training is not compared."""
-    base = context.data / "base"
     tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
     for pair in context.evaluated if "joint" in context.params.evaluate.methods else []:
         name = pair_name(*pair)
@@ -59,15 +60,16 @@ def main(context: Context) -> None:
             {"images": [str(path) for path in context.pictures(member)], "prompt": member.prompt} for member in pair
         )
         arguments = {
-            "base": str(base),
+            "base": context.model(training=True),
+            "resolution": context.knobs.backbone.resolution,
             "content": content,
             "style": style,
             "rank": context.knobs.bank.rank,
-            "training": context.knobs.joint.model_dump(),
+            "training": context.dreambooth(context.knobs.joint),
             "seed": context.seed("joint", name),
         }
         tasks[name] = (arguments, [path for member in pair for path in context.pictures(member)])
-    done = context.fan_out(context.store("joint", CODE, base), train, tasks, "joint")
+    done = context.fan_out(context.store("joint", CODE, context.data / "base"), train, tasks, "joint")
     collect(
         context.artifacts / "joint",
         {f"{name}.safetensors": folder / "adapter.safetensors" for name, folder in done.items()},

@@ -51,7 +51,13 @@ def question(folder: Path, kind: Any, vae: str, names: dict[str, Any], number: i
 
 def main(context: Context) -> None:
     """Ask both questions and write results/<base>/judge.json."""
-    vae, score = context.data / "base" / "vae", context.knobs.score
+    score = context.knobs.score
+    if not context.drawn:
+        reason = f"there are no renderings of {context.base}'s photographs whose answer is known to examine a judge on"
+        print(f"judge: {reason}")
+        write_json(context.results / "judge.json", {"judge": score.judge, "n": 0, "not_examined": reason})
+        return
+    vae = context.data / "base" / "vae"
     arguments = {
         "vae": str(vae),
         "names": scorers.named(context),

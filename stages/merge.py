@@ -20,19 +20,19 @@ from stages.run import run
 
 def main(context: Context) -> None:
     """Merge everything."""
-    hidden = Path(".work") / context.base / "merge"
+    hidden, splits = Path(".work") / context.base / "merge", context.params.evaluate.splits
     shutil.rmtree(hidden, ignore_errors=True)
     for name in context.params.evaluate.methods:
-        plan = {
-            split: {pair_name(*pair): _plan(context, name, pair) for pair in context.pairs(split)}
-            for split in context.params.evaluate.splits
-        }
+        # dvc.yaml has stages for each method that is named: those that cannot be here get nothing to do.
+        pairs = {split: context.pairs(split) if name in context.methods else [] for split in splits}
+        plan = {split: {pair_name(*pair): _plan(context, name, pair) for pair in pairs[split]} for split in splits}
         write_json(hidden / name / "plan.json", plan)
-        for pair in context.evaluated:
+        for pair in (pair for split in splits for pair in pairs[split]):
             adapter = _adapter(context, name, pair)
             if adapter:
                 adapter.save(hidden / name / f"{pair_name(*pair)}.safetensors")
     collect(context.artifacts / "merge", {name: hidden / name for name in context.params.evaluate.methods})
+    shutil.rmtree(hidden)  # of SDXL a hundred gigabytes
 
 
 def _plan(context: Context, name: str, pair: Pair) -> dict[str, Any]:

@@ -79,6 +79,17 @@ class Base(Section):
     judge_steps: dict[Judge, PositiveInt]
 
 
+class BackboneKnobs(Section):
+    """How the base model is computed with. There is no float16 in training: its small gradients would vanish."""
+
+    resolution: PositiveInt
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    training_dtype: Literal["auto", "float32", "bfloat16"]
+    gradient_checkpointing: bool
+    eight_bit_adam: bool
+    offload: bool
+
+
 class Bank(Section):
     """Which adapters are trained, and how. `subjects` and `styles` are None for all."""
 
@@ -129,14 +140,15 @@ class Score(Section):
     clip: str
     dino: str
     resamples: PositiveInt
-    judge_questions: int = Field(ge=10)
+    judge_questions: int | None = Field(default=None, ge=10)
     ranking: Ranking
 
 
 class BaseSections(Section):
-    """All sections of one base."""
+    """All sections of one base; `base` only of one that is trained here."""
 
-    base: Base
+    base: Base | None = None
+    backbone: BackboneKnobs
     bank: Bank
     hypernet: Hypernet
     ziplora: Merger
@@ -168,26 +180,30 @@ class Bases(Section):
     """The worlds there are."""
 
     pocket: BaseSections
+    sdxl: BaseSections
+    koala: BaseSections
 
 
 class StageResources(Section):
-    """What a job of each stage that fans out asks of a cluster."""
+    """What a job of each stage that fans out asks of a cluster; two of them do so only where the truth is known."""
 
     bank: Resources
     hypernet: Resources
     ziplora: Resources
     joint: Resources
     generate: Resources
-    judge: Resources
+    judge: Resources | None = None
     score: Resources
     ranking: Resources
-    quality: Resources
+    quality: Resources | None = None
 
 
 class BaseResources(Section):
     """The same for every world."""
 
     pocket: StageResources
+    sdxl: StageResources
+    koala: StageResources
 
 
 class Params(Section):
@@ -260,6 +276,13 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
     yield from _names(("study", "methods"), "method", params.study.methods, [*METHODS, *CONTROLS])
     for name in bases:
         base, key = getattr(params.bases, name), ("bases", name)
+        if base.base:  # drawn, so the judge can be examined
+            resources = getattr(params.resources, name)
+            if base.score.judge_questions is None:
+                yield (*key, "score", "judge_questions"), "is missing; add it"
+            for stage in ("judge", "quality"):
+                if getattr(resources, stage) is None:
+                    yield ("resources", name, stage), "is missing; add it"
         yield from _names((*key, "bank", "subjects"), "subject", base.bank.subjects, list(catalog.subjects))
         yield from _names((*key, "bank", "styles"), "style", base.bank.styles, list(catalog.styles))
         for method, options in base.merge.items():
@@ -324,6 +347,7 @@ def _fields(key: Key) -> list[str]:
     model: Any = Params
     for part in key:
         model = model.model_fields[part].annotation
+        model = next(iter(get_args(model)), model)  # of a section that may be left out
     return list(model.model_fields)
 
 

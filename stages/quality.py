@@ -21,22 +21,26 @@ OTHERS = 4  # nouns beside its own on which each style is tried
 
 def main(context: Context) -> None:
     """Sample the prompts of the checks, recognise them and the images of all methods."""
+    if not context.drawn:
+        reason = f"what {context.base} draws is recognised by no one: its subjects and styles are photographs"
+        print(f"quality: {reason}")
+        write_json(context.results / "quality.json", {"not_known": reason})
+        return
     settings = context.knobs.generate.model_dump(exclude={"images_per_pair"})
-    base = context.data / "base"
     bank = {entry.name for entry in context.members}
     checks = [c for c in quality.checks(World.load(), OTHERS) if c.adapter is None or c.adapter in bank]
     tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
     for check in checks:
         adapter = context.artifacts / "bank" / f"{check.adapter}.safetensors" if check.adapter else None
         arguments = {
-            "base": str(base),
+            "base": context.model(),
             "adapter": str(adapter) if adapter else None,
             "prompt": check.prompt,
             "seeds": [context.seed("quality", check.prompt, index) for index in range(IMAGES)],
             "settings": settings,
         }
         tasks[_name(check)] = (arguments, [adapter] if adapter else [])
-    done = context.fan_out(context.store("quality", CODE, base), sample, tasks, "quality")
+    done = context.fan_out(context.store("quality", CODE, context.data / "base"), sample, tasks, "quality")
 
     recogniser = Recogniser.load(context.data / "judges" / "recogniser")
     shown = [(check, pictures.read_all(done[_name(check)])) for check in checks]

@@ -63,7 +63,7 @@ def _judges(names: dict[str, Any], others: dict[str, dict[str, Any]]) -> list[tu
 def main(context: Context) -> None:
     """Ask about every merging method and write results/<base>/ranking.json: split -> view -> method -> score."""
     score = context.knobs.score
-    methods = [method for method in context.params.evaluate.methods if method not in CONTROLS]
+    methods = [method for method in context.methods if method not in CONTROLS]
     shared = {
         "names": scorers.named(context),
         "others": score.ranking.judges,

@@ -22,12 +22,14 @@ from lorarar.report.scores import MEANS, Row, by_pair, read
 from stages.context import Context, collect
 from stages.run import run
 
+PAPER_TABLES = ("table_1_mars2", "table_a2_standard_metrics")
+
 
 def main(context: Context) -> None:
     """Write results/<base>/{tables,figures,plots}."""
     evaluate = context.params.evaluate
     metrics = {
-        split: {m: _json(context.results / "metrics" / f"{m}-{split}.json") for m in evaluate.methods}
+        split: {m: _json(context.results / "metrics" / f"{m}-{split}.json") for m in context.methods}
         for split in evaluate.splits
     }
     judge = _json(context.results / "judge.json")
@@ -37,11 +39,10 @@ def main(context: Context) -> None:
     hidden = Path(".work") / context.base / "report"
     shutil.rmtree(hidden, ignore_errors=True)
     for split, by_method in metrics.items():
-        # The paper's tables are about the test split.
-        mars2, similarity = (
-            paper[name] if split == "test" else {} for name in ("table_1_mars2", "table_a2_standard_metrics")
-        )
-        rows = {name: read(context.artifacts / "score" / f"{name}-{split}.parquet") for name in evaluate.methods}
+        # The paper's tables are about the test split, one of them about KOALA, the others about SDXL.
+        named = ("table_3_mars2_koala_700m", "") if context.base == "koala" else PAPER_TABLES
+        mars2, similarity = (paper.get(name, {}) if split == "test" else {} for name in named)
+        rows = {name: read(context.artifacts / "score" / f"{name}-{split}.parquet") for name in context.methods}
         right = {name: _right(of) for name, of in rows.items()}
         pairs = context.pairs(split)
         subjects, styles = ({member.name: member.title for member in members} for members in zip(*pairs, strict=True))
@@ -78,7 +79,7 @@ def _views(context: Context, split: str, rows: Mapping[str, Sequence[Row]]) -> l
     """All other ways to rank the methods: by scores and seeds, and what stages ranking and quality found."""
     found = ranking.other_scores(rows)
     found += [ranking.View(**view) for view in _json(context.results / "ranking.json")[split]]
-    known = _json(context.results / "quality.json")["pairs"]
+    known = _json(context.results / "quality.json").get("pairs", {})
     both = {method: known[f"{method}-{split}"] for method in rows if f"{method}-{split}" in known}
     if len(both) == len(rows):
         scores = {method: figures["both"] for method, figures in both.items()}
@@ -89,7 +90,7 @@ def _views(context: Context, split: str, rows: Mapping[str, Sequence[Row]]) -> l
 
 def _grid(context: Context, path: Path, split: Split, pairs: list[Pair]) -> None:
     """First image of every method, whether it is a good one or not, beside the references."""
-    methods = context.params.evaluate.methods
+    methods = context.methods
     rows = []
     for subject, style in pairs:
         name = pair_name(subject, style)

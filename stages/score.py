@@ -39,7 +39,7 @@ def recogniser(folder: Path) -> Recogniser:
 def judge_pair(
     folder: Path,
     names: dict[str, Any],
-    families: str,
+    families: str | None,
     images: str,
     pair: list[str],
     references: list[list[str]],
@@ -54,9 +54,10 @@ def judge_pair(
     by = scorers.load(names, quiet=True)
     generated = pictures.read_all(images)
     of_subject, of_style = ([pictures.read(path) for path in paths] for paths in references)
+    recognised = recogniser(Path(families)).recognise(generated) if families else [None] * len(generated)
     columns = zip(
         rate(by.judge, generated, of_subject, of_style, words),
-        recogniser(Path(families)).recognise(generated),
+        recognised,
         clip_i(by.clip, generated, of_style).tolist(),
         dino(by.dino, generated, of_subject).tolist(),
         clip_t(by.clip, generated, prompt).tolist(),
@@ -73,7 +74,7 @@ def judge_pair(
             style_prob=rating.style.probability,
             subject_unanswered=rating.subject.unanswered,
             style_unanswered=rating.style.unanswered,
-            family_yes=recognition.family == words,
+            family_yes=None if recognition is None else recognition.family == words,
             clip_i=to_style,
             dino=to_subject,
             clip_t=to_prompt,
@@ -88,11 +89,18 @@ def main(context: Context) -> None:
     """Score those pairs that are not there yet, then write one table and one metrics file."""
     method, split = context.arguments
     judges = context.data / "judges"
-    shared = {"names": scorers.named(context), "families": str(judges / "recogniser")}
+    families = judges / "recogniser"
+    shared = {"names": scorers.named(context), "families": str(families) if families.exists() else None}
     pairs = scorers.shown(context, method, split)
     tasks = {name: (shared | shown.arguments | {"prompt": shown.prompt}, shown.files) for name, shown in pairs.items()}
     store = context.store("score", CODE, judges, scorers.PROMPTS)
     done = context.fan_out(store, judge_pair, tasks, f"score {method} {split}")
+    if not tasks:
+        reason = f"no images of {method} on {split}: its pictures are not known in {context.base}"
+        print(f"score: {reason}")
+        scores.write(context.artifacts / "score" / f"{method}-{split}.parquet", [])
+        write_json(context.results / "metrics" / f"{method}-{split}.json", {"n_images": 0, "not_known": reason})
+        return
     rows = [row for folder in done.values() for row in scores.read(folder / "scores.parquet")]
     scores.write(context.artifacts / "score" / f"{method}-{split}.parquet", rows)
     figures: dict[str, Any] = scores.summarise(rows, context.seed("score"), context.knobs.score.resamples)

@@ -102,13 +102,16 @@ def load(names: dict[str, Any], quiet: bool = False) -> Scorers:
 
 @cache
 def _loaded(names: str, quiet: bool) -> Scorers:
+    from torch.cuda import is_available
+
     from lorarar.scoring.judges import JudgePrompts, load_judge
     from lorarar.scoring.judges.cache import CachedJudge
     from lorarar.scoring.own import backbones
 
     given = json.loads(names)
-    judge = load_judge(given["judge"], JudgePrompts.load(PROMPTS), **given["options"])
+    device = "cuda" if is_available() else "cpu"
+    judge = load_judge(given["judge"], JudgePrompts.load(PROMPTS), device, **given["options"])
     asked = CachedJudge(judge, given["verdicts"], quiet=quiet)
-    clip, dino = backbones(given["clip"], given["dino"]).values()
+    clip, dino = backbones(given["clip"], given["dino"], device).values()
     models = {"judge": judge.identity, "clip": clip.describe(), "dino": dino.describe()}
     return Scorers(asked, clip, dino, models)

@@ -94,6 +94,8 @@ def _simulated(context: Context, work: Path) -> list[Vote]:
     from lorarar.pocket.recogniser import Recogniser
 
     knobs = context.params.study
+    if not context.drawn:
+        raise NothingToCompare(f"the panel recognises drawings, and {context.base}'s are photographs")
     methods = [method for method in knobs.methods if method in context.params.evaluate.methods]
     if len(methods) < 2:
         raise NothingToCompare("fewer than two of study.methods are among evaluate.methods")

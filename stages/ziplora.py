@@ -17,6 +17,7 @@ CODE = [
     "lorarar/backbone.py",
     "lorarar/checkpoint.py",
     "lorarar/formats",
+    "lorarar/hub.py",
     "lorarar/merge/columns.py",
     "lorarar/merge/ziplora.py",
     "lorarar/objective.py",
@@ -29,7 +30,8 @@ CODE = [
 
 def fit(
     folder: Path,
-    base: str,
+    base: dict[str, Any],
+    resolution: int,
     content: dict[str, Any],
     style: dict[str, Any],
     settings: dict[str, Any],
@@ -39,12 +41,10 @@ def fit(
     from lorarar.checkpoint import Checkpoint
     from lorarar.merge import columns, ziplora
 
-    members = [
-        entry(Path(base), Path(member["adapter"]), tuple(map(Path, member["images"])), member["prompt"])
-        for member in (content, style)
-    ]
+    model = backbone(**base)
+    members = [entry(model, resolution, **member) for member in (content, style)]
     coefficients = ziplora.optimise(
-        backbone(Path(base), exact=True),
+        model,
         members[0].adapter,
         members[1].adapter,
         members[0].references,
@@ -58,7 +58,8 @@ def fit(
 
 def main(context: Context) -> None:
     """Fit those pairs that are not there yet; none at all if ZipLoRA is not compared."""
-    base = context.data / "base"
+    knobs = context.knobs.backbone
+    settings = context.knobs.ziplora.model_dump() | {"gradient_checkpointing": knobs.gradient_checkpointing}
     tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
     for pair in context.evaluated if "ziplora" in context.params.evaluate.methods else []:
         name = pair_name(*pair)
@@ -71,15 +72,16 @@ def main(context: Context) -> None:
             for member in pair
         )
         arguments = {
-            "base": str(base),
+            "base": context.model(training=True),
+            "resolution": knobs.resolution,
             "content": content,
             "style": style,
-            "settings": context.knobs.ziplora.model_dump(),
+            "settings": settings,
             "seed": context.seed("ziplora", name),
         }
         reads = [path for member in pair for path in (context.adapter(member), *context.pictures(member))]
         tasks[name] = (arguments, reads)
-    done = context.fan_out(context.store("ziplora", CODE, base), fit, tasks, "ziplora")
+    done = context.fan_out(context.store("ziplora", CODE, context.data / "base"), fit, tasks, "ziplora")
     collect(
         context.artifacts / "ziplora",
         {f"{name}.safetensors": folder / "coefficients.safetensors" for name, folder in done.items()},

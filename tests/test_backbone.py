@@ -199,3 +199,34 @@ def test_half_precision_variant_files_are_found(tiny_folder, tmp_path, inputs, t
     for file in folder.rglob("*.safetensors"):
         file.rename(file.with_suffix(".fp16.safetensors"))
     assert torch.equal(Backbone.load(folder, torch.float32).predict(*inputs), tiny.predict(*inputs))
+
+
+def test_what_is_not_at_work_waits_in_main_memory(tiny_folder, monkeypatch):
+    backbone = Backbone.load(tiny_folder, torch.float32, offload=True)
+    backbone.device = torch.device("cpu", 0)  # told apart from main memory by its number
+    names = {backbone.unet: "unet", backbone.vae: "vae"}
+    names |= {getattr(backbone.pipeline, part): part for part in ("text_encoder", "text_encoder_2")}
+    moves = []
+    for module, name in names.items():
+        there = lambda device, name=name: moves.append((name, "out" if device == "cpu" else "in"))  # noqa: E731
+        monkeypatch.setattr(module, "to", there)
+    backbone.encode_prompts(["a sks dog"])
+    both = [("text_encoder", "in"), ("text_encoder_2", "in"), ("text_encoder", "out"), ("text_encoder_2", "out")]
+    assert moves == both
+    moves.clear()
+    backbone.decode(torch.zeros(1, *backbone.latent_shape))
+    assert moves == [("unet", "out"), ("vae", "in"), ("vae", "out"), ("unet", "in")]
+    moves.clear()
+    backbone.offload = False
+    backbone.encode_images(torch.zeros(1, 3, 16, 16))
+    assert not moves
+
+
+@pytest.mark.parametrize(
+    ("native", "sampling", "training"),
+    [(True, torch.bfloat16, torch.bfloat16), (False, torch.float16, torch.float32)],
+)
+def test_gpus_without_bfloat16_sample_in_float16_and_train_in_float32(monkeypatch, native, sampling, training):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert best_dtype()[0] == sampling and best_dtype(training=True)[0] == training

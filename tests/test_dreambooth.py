@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
+import numpy as np
 import pytest
 import torch
 
 from lorarar.dreambooth import train_adapter
 from lorarar.errors import UserError
+from lorarar.references import fit
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 PROMPTS = ["a sks dog", "a sks dog"]
@@ -88,3 +93,36 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny):
     with pytest.raises(UserError, match="not finite at step 1; lower its learning rate"):
         train_adapter(tiny, IMAGES * float("nan"), PROMPTS, rank=2, steps=2)
     assert not hasattr(tiny.unet, "peft_config")
+
+
+def test_eight_bit_adam_is_bitsandbytes_own_with_the_same_decay(tiny, monkeypatch):
+    made = []
+
+    def adam(parameters, lr, weight_decay):
+        made.append((lr, weight_decay))
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", types.SimpleNamespace(AdamW8bit=adam))
+    options = {"rank": 2, "steps": 2, "learning_rate": 0.01}
+    eight = train_adapter(tiny, IMAGES, PROMPTS, **options, eight_bit_adam=True)
+    plain = train_adapter(tiny, IMAGES, PROMPTS, **options)
+    assert made == [(0.01, torch.optim.AdamW([torch.zeros(1)]).defaults["weight_decay"])]
+    for path, (down, _) in plain.layers.items():
+        torch.testing.assert_close(eight.layers[path].down, down, rtol=1e-4, atol=1e-6)
+
+
+def test_without_bitsandbytes_that_is_told_before_anything_is_encoded(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr(tiny, "encode_images", lambda _: pytest.fail("encoded"))
+    with pytest.raises(UserError, match="needs bitsandbytes; `pip install bitsandbytes`"):
+        train_adapter(tiny, IMAGES, PROMPTS, eight_bit_adam=True)
+
+
+def test_pictures_are_fitted_by_their_middle_and_left_alone_where_they_fit():
+    picture = np.zeros((16, 32, 3), np.uint8)
+    picture[:, 8:24] = 200
+    assert (fit(picture, 16) == 200).all()
+    assert fit(picture, 8).shape == (8, 8, 3) and fit(picture, 8).min() > 180  # a black border would show
+    square = picture[:, :16]
+    assert fit(square, 16) is square

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lorarar.backbone import Backbone
+from lorarar.errors import UserError
 from lorarar.generate import generate
 from lorarar.merge.klora import Schedule
 
@@ -91,3 +92,10 @@ def test_a_schedule_hands_over_at_its_turns(tiny, adapters):
     close(never, generate(tiny, content, PROMPT, **settings))
     close(always, generate(tiny, style, PROMPT, **settings))
     assert not np.array_equal(halfway[0], never[0]) and not np.array_equal(halfway[0], always[0])
+
+
+@pytest.mark.parametrize(("value", "fault"), [(float("nan"), "not of numbers"), (-1.0, "black")])
+def test_a_black_image_or_one_of_no_numbers_is_an_error_that_names_it(tiny, monkeypatch, value, fault):
+    monkeypatch.setattr(tiny, "decode", lambda latents: torch.full((len(latents), 3, 16, 16), value))
+    with pytest.raises(UserError, match=rf"'a red dog', seed 7: the image is {fault}; try dtype float32"):
+        generate(tiny, None, "a red dog", seeds=[7], steps=1)

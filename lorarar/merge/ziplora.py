@@ -67,11 +67,11 @@ def optimise(
     Interrupted
         The checkpoint was asked to stop.
     """
-    content, style = content.to(torch.float32), style.to(torch.float32)
+    content, style = (adapter.to(torch.float32).to(backbone.device) for adapter in (content, style))
     coefficients: columns.Coefficients = {
         path: (
-            torch.ones(c.down.shape[1], requires_grad=True),
-            torch.ones(c.down.shape[1], requires_grad=True),
+            torch.ones(c.down.shape[1], device=backbone.device, requires_grad=True),
+            torch.ones(c.down.shape[1], device=backbone.device, requires_grad=True),
         )
         for path, c, s in columns.pairs(content, style)
         if c.rank and s.rank
@@ -111,4 +111,4 @@ def optimise(
             progress(step + 1, loss.detach())
         if checkpoint:
             checkpoint.after(step + 1, parameters, optimizer, settings)
-    return {path: (m_c.detach(), m_s.detach()) for path, (m_c, m_s) in coefficients.items()}
+    return {path: (m_c.detach().cpu(), m_s.detach().cpu()) for path, (m_c, m_s) in coefficients.items()}

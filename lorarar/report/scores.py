@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +24,7 @@ class Row:
     ----------
     subject_yes, style_yes : MARS²'s two answers; `_prob` are the judge's mean probabilities of yes, None where it gives
         none; `_unanswered` are numbers of answers that were neither yes nor no, which count as no.
-    family_yes : right family of styles, whichever instance of it.
+    family_yes : right family of styles, whichever instance of it; None where nothing recognises families.
     clip_i, dino, clip_t : mean cosine similarity to style references, to subject references, to the prompt.
     """
 
@@ -37,7 +37,7 @@ class Row:
     style_prob: float | None
     subject_unanswered: int
     style_unanswered: int
-    family_yes: bool
+    family_yes: bool | None
     clip_i: float
     dino: float
     clip_t: float
@@ -54,7 +54,8 @@ class Row:
         return self.subject_prob * self.style_prob
 
 
-ARROW = {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64(), float | None: pa.float64()}
+ARROW: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64()}
+ARROW |= {bool | None: pa.bool_(), float | None: pa.float64()}
 SCHEMA = pa.schema([(name, ARROW[kind]) for name, kind in get_type_hints(Row).items()])
 MEANS = ("clip_i", "dino", "clip_t")
 SHARES = {"subject": "subject_yes", "style": "style_yes", "family": "family_yes"}
@@ -99,7 +100,7 @@ def summarise(rows: Sequence[Row], seed: int, resamples: int) -> dict[str, float
     """All figures of one method on one split.
 
     Each mean is followed by `_ci_low` and `_ci_high`, the ends of its 95% interval by resampling whole pairs.
-    `mars2_soft`, the mean of `Row.soft`, is there only where it is known of every image.
+    `mars2_soft`, the mean of `Row.soft`, and `family` are there only where they are known of every image.
 
     Parameters
     ----------
@@ -114,6 +115,8 @@ def summarise(rows: Sequence[Row], seed: int, resamples: int) -> dict[str, float
         "attempts": [[float(mars2.pair_attempts(pair))] for pair in right],
     }
     for name, column in (SHARES | {name: name for name in MEANS}).items():
+        if any(getattr(row, column) is None for row in rows):
+            continue
         values[name] = [[float(getattr(row, column)) for row in pair] for pair in pairs]
     soft = [[row.soft for row in pair if row.soft is not None] for pair in pairs]
     if sum(map(len, soft)) == len(rows):

@@ -65,7 +65,8 @@ def mars2_table(
     judge : how far the judge can be trusted, as results/<base>/judge.json says.
     """
     # What says nothing new is not shown: families where they are as right as styles, and no unanswered questions.
-    family = ["family"] * any(figures["family"] != figures["style"] for figures in metrics.values())
+    known = all("family" in figures for figures in metrics.values())
+    family = ["family"] * (known and any(figures["family"] != figures["style"] for figures in metrics.values()))
     unanswered = ["unanswered"] * any(figures["unanswered"] for figures in metrics.values())
     shares = ["subject", "style", *family, "attempts"]
     header = [
@@ -86,12 +87,8 @@ def mars2_table(
     notes = [
         "MARS² average: share of images that are right in subject and style; best: share of pairs with at least one "
         f"such image; {explained}. Intervals resample whole pairs.",
-        "The judge's balanced accuracy on renderings whose answer is known "
-        f"(n = {judge['n']:.0f} each): subject {_interval(judge, 'subject_balanced_accuracy', 3)}, "
-        f"style {_interval(judge, 'style_balanced_accuracy', 3)}. Of wrong ones that look alike it knows: "
-        f"{_alike(judge)}.",
-        "The paper's figures (Table 1, SDXL, LLaVA-Critic 7B) are from another world with another judge: "
-        "compare the ranking, not the values.",
+        _trusted(judge),
+        _comparable(provenance.base, "(Table 1, SDXL, LLaVA-Critic 7B) are from another world with another judge"),
         str(provenance),
     ]
     return document(f"MARS² on the split {split}", header, rows, notes)
@@ -128,8 +125,10 @@ def similarity_table(
         "the prompt without the rare token. CLIP-I and DINO reward copying a reference.",
         "How well they tell right from wrong renderings (area under the ROC curve, 0.5 by chance, "
         f"n = {judge['n']:.0f} each): subjects by DINO {_auc(judge, 'subject', 'dino')}; "
-        f"styles by CLIP-I {_auc(judge, 'style', 'clip_i')}.",
-        "The paper's figures are from another world with other models: compare the ranking, not the values.",
+        f"styles by CLIP-I {_auc(judge, 'style', 'clip_i')}."
+        if judge["n"]
+        else _trusted(judge),
+        _comparable(provenance.base, "are from another world with other models"),
         str(provenance),
     ]
     return document(f"Standard metrics on the split {split}", header, rows, notes)
@@ -222,6 +221,23 @@ def _ordered(metrics: Mapping[str, Any]) -> list[str]:
 
 def _label(method: str) -> str:
     return f"{title(method)} ({CONTROLS[method].bound})" if method in CONTROLS else title(method)
+
+
+def _comparable(base: str, otherwise: str) -> str:
+    if base in ("sdxl", "koala"):
+        return f"The paper's figures are about {base}, too, with photographs, seeds and adapters of its own."
+    return f"The paper's figures {otherwise}: compare the ranking, not the values."
+
+
+def _trusted(judge: Figures) -> str:
+    if not judge["n"]:
+        return f"The judge was not examined: {judge['not_examined']}."
+    return (
+        "The judge's balanced accuracy on renderings whose answer is known "
+        f"(n = {judge['n']:.0f} each): subject {_interval(judge, 'subject_balanced_accuracy', 3)}, "
+        f"style {_interval(judge, 'style_balanced_accuracy', 3)}. Of wrong ones that look alike it knows: "
+        f"{_alike(judge)}."
+    )
 
 
 def _alike(judge: Figures) -> str:

@@ -24,10 +24,10 @@ class Darkening:
 
 def test_truth_is_the_rendering_with_and_without_the_vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
-    monkeypatch.setattr(generate, "backbone", lambda folder: Darkening())
+    monkeypatch.setattr(generate, "backbone", lambda **_: Darkening())
     seeds, found = [3, 4], {}
     for vae in (False, True):
-        generate.draw(tmp_path / str(vae), "base", "dog8", "glowing", seeds, vae)
+        generate.draw(tmp_path / str(vae), {}, "dog8", "glowing", seeds, vae)
         found[vae] = np.stack(pictures.read_all(tmp_path / str(vae)))
     world = World.load()
     assert np.array_equal(found[False], np.stack([world.truth("dog8", "glowing", seed) for seed in seeds]))

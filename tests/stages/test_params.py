@@ -105,6 +105,22 @@ def test_models_that_score_may_come_from_elsewhere(tmp_path: Path, old: str, new
             "    joitn: {minutes",
             "resources.pocket.joitn: no key here is called 'joitn'; did you mean",
         ),
+        (
+            "    quality: {minutes",
+            "    # {minutes",
+            "resources.pocket.quality: is missing; add it",
+        ),
+        ("      judge_questions: ", "      # ", "bases.pocket.score.judge_questions: is missing; add it"),
+        (
+            "pictures: 60000",
+            "picture: 60000",
+            "bases.pocket.base.picture: no key here is called 'picture'; did you mean",
+        ),
+        (
+            "training_dtype: float32",
+            "training_dtype: float16",
+            "should be 'auto', 'float32' or 'bfloat16', not 'float16'",
+        ),
         ("{minutes: 60", "{minutes: 0", "resources.pocket.hypernet.minutes: should be greater than 0, not 0"),
         ("bases:", "bases: [", "not YAML"),
     ],
