@@ -84,6 +84,8 @@ def main(context: Context) -> None:
     base, settings = context.data / "base", context.knobs.hypernet.model_dump()
     banks = [[m for m in bank if m.split == "train"] for bank in (context.subjects, context.styles)]
     contents, styles = (_members(context, bank) for bank in banks)
+    if (prompt := settings.pop("style_prompt")) != "own":
+        styles = [style | {"prompt": prompt} for style in styles]
     arguments = {
         "base": str(base),
         "contents": contents,
