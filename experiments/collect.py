@@ -8,10 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import yaml
-
 from experiments.plan import Experiment, Setting
-from lorarar.errors import UserError
 from lorarar.files import atomic
 from lorarar.report.tables import PAPER_NAMES, title
 from lorarar.scoring.statistics import paired_difference, rank_agreement, spread
@@ -38,14 +35,14 @@ def write(experiment: Experiment, rows: Rows) -> Path:
     with atomic(out.with_suffix(".md")) as temporary:
         temporary.write_text(markdown(experiment, rows), encoding="utf-8")
     if experiment.figure and len(rows) > 1:
-        _chart(out.with_suffix(".png"), experiment, rows)
+        _chart(out.with_suffix(".png"), experiment, experiment.figure, rows)
     return out.with_suffix(".md")
 
 
 def markdown(experiment: Experiment, rows: Rows) -> str:
     """The table, and what has to be known to read it."""
     several = len(experiment.settings) > 1
-    paper = _paper(experiment.paper)
+    paper = experiment.paper
     head = ["Setting", "Method", "Split", "MARS² average [95%]", "MARS² best [95%]"]
     head += ["change of the average [95%]"] * several
     head += ["subject", "style", "CLIP-I", "DINO", "CLIP-T", "images", "pairs"]
@@ -112,16 +109,6 @@ def _agreement(experiment: Experiment, rows: Rows, split: str) -> list[str]:
     return lines
 
 
-def _paper(name: str | None) -> dict[str, dict[str, float]]:
-    if name is None:
-        return {}
-    path = Path("data/paper_results.yaml")
-    tables = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if name not in tables:
-        raise UserError(f"{path}: no table is called {name!r}; known: {', '.join(tables)}")
-    return {row: figures for row, figures in tables[name].items() if "average" in figures}
-
-
 def _interval(figures: Mapping[str, float], name: str) -> str:
     return f"{figures[name]:.2f} [{figures[f'{name}_ci_low']:.2f}, {figures[f'{name}_ci_high']:.2f}]"
 
@@ -130,13 +117,13 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _chart(path: Path, experiment: Experiment, rows: Rows) -> None:
+def _chart(path: Path, experiment: Experiment, key: str, rows: Rows) -> None:
     """MARS² average over one key, a line for each method and split."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if experiment.figure in row[0].changes]
-    places = [row[0].changes[experiment.figure] for row in rows]
+    rows = [row for row in rows if key in row[0].changes]
+    places = [row[0].changes[key] for row in rows]
     numeric = all(isinstance(place, (int, float)) for place in places)
     x = places if numeric else list(range(len(places)))
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
@@ -153,7 +140,7 @@ def _chart(path: Path, experiment: Experiment, rows: Rows) -> None:
         axes.set_xticks(x, [setting.label for setting, _ in rows], rotation=30, ha="right")
     elif min(places) > 0 and max(places) / min(places) > 20:
         axes.set_xscale("log")
-    axes.set(xlabel=experiment.figure, ylabel="MARS² average, 95% over pairs", ylim=(0, 1), title=experiment.question)
+    axes.set(xlabel=key, ylabel="MARS² average, 95% over pairs", ylim=(0, 1), title=experiment.question)
     axes.legend(loc="best")
     axes.grid(alpha=0.3)
     FigureCanvasAgg(figure)

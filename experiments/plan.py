@@ -55,7 +55,7 @@ class Experiment:
 
     Attributes
     ----------
-    paper : table of data/paper_results.yaml whose rows are called as the settings, or as the methods.
+    paper : rows of the paper's table, called as the settings or as the methods; empty where it has none.
     figure : short key that is the horizontal axis.
     replicates : whether the settings repeat one another, so that their spread is the answer.
     """
@@ -66,7 +66,7 @@ class Experiment:
     methods: list[str]
     splits: list[str]
     settings: list[Setting]
-    paper: str | None
+    paper: dict[str, dict[str, float]]
     figure: str | None
     replicates: bool
 
@@ -129,8 +129,9 @@ def read(name: str, given: Mapping[str, Any] | None = None) -> Experiment:
     repeated = [label for label in labels if labels.count(label) > 1]
     if repeated:
         raise UserError(f"{path}: two settings are called {repeated[0]!r}; give one another label")
+    catalog = Catalog.load()
     for setting in settings:
-        _check(setting, path)
+        _check(setting, path, catalog)
     return Experiment(
         name=name,
         base=settings[0].params["base"],
@@ -138,7 +139,7 @@ def read(name: str, given: Mapping[str, Any] | None = None) -> Experiment:
         methods=settings[0].params["evaluate"]["methods"],
         splits=settings[0].params["evaluate"]["splits"],
         settings=[Setting(s.label, {**(given or {}), **s.changes}, s.params) for s in settings],
-        paper=content.get("paper"),
+        paper=_paper(content.get("paper")),
         figure=content.get("figure"),
         replicates=bool(content.get("replicates", False)),
     )
@@ -182,12 +183,22 @@ def _rows(path: Path, settings: Any) -> list[dict[str, Any]]:
     raise UserError(f"{path}: settings: a list of changes, or of each key the list of its values")
 
 
-def _check(setting: Setting, path: Path) -> Params:
+def _paper(name: str | None) -> dict[str, dict[str, float]]:
+    if name is None:
+        return {}
+    path = Path("data/paper_results.yaml")
+    tables = _yaml(path)
+    if name not in tables:
+        raise UserError(f"{path}: no table is called {name!r}; known: {', '.join(tables)}")
+    return tables[name]
+
+
+def _check(setting: Setting, path: Path, catalog: Catalog) -> Params:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump(setting.params, file, allow_unicode=True)
         file.flush()
         try:
-            return load(Path(file.name), Catalog.load())
+            return load(Path(file.name), catalog)
         except UserError as error:
             reason = re.sub(rf"^{re.escape(file.name)}:\d+: ", "", str(error).splitlines()[0])
             raise UserError(f"{path}: {setting.label}: {reason}") from None

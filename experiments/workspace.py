@@ -35,9 +35,8 @@ def commit() -> str:
     """
     edited = _output("git", "status", "--porcelain", "--", *CODE)
     if edited:
-        raise UserError(
-            f"{edited.splitlines()[0][3:]}: differs from the last commit, which is what runs; commit it first"
-        )
+        name = edited.splitlines()[0].split(maxsplit=1)[1]
+        raise UserError(f"{name}: differs from the last commit, which is what runs; commit it first")
     return _output("git", "rev-parse", "HEAD")
 
 

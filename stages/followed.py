@@ -1,4 +1,4 @@
-"""Stage followed: one method's figures under a name of their own, so that `dvc metrics diff` compares two methods too."""
+"""Stage followed: one method's figures under a name of their own, for `dvc metrics diff` of two methods."""
 
 from __future__ import annotations
 
