@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -136,6 +136,29 @@ class Catalog:
             raise UserError(f"{data}: {sorted(shared)[0]} names a subject and a style; rename one of them")
         return cls({subject.name: subject for subject in subjects}, {style.name: style for style in styles}, prompts)
 
+    def divided(self, scheme: str, root: Path | str = ".") -> Catalog:
+        """The same under a division of `data/splits.yaml`; under `paper`, the tables' own.
+
+        Raises
+        ------
+        UserError : there is no such division, or it selects by something that subjects or styles do not have.
+        """
+        if scheme == "paper":
+            return self
+        path = Path(root) / "data" / "splits.yaml"
+        try:
+            divisions = yaml.safe_load(path.read_text(encoding="utf-8"))
+            division = divisions[scheme]
+            subjects = _selected(self.subjects, division, "subjects")
+            styles = _selected(self.styles, division, "styles")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); restore it from git") from error
+        except KeyError as error:
+            raise UserError(f"{path}: no {error} there; known divisions: paper, {', '.join(divisions)}") from None
+        except (yaml.YAMLError, AttributeError, TypeError) as error:
+            raise UserError(f"{path}: {scheme}: not a division ({error})") from None
+        return Catalog(subjects, styles, self.prompts)
+
     def pairs(
         self, split: Split, subjects: Iterable[str] | None = None, styles: Iterable[str] | None = None
     ) -> list[Pair]:
@@ -169,6 +192,16 @@ def pair_name(subject: Subject, style: Style) -> str:
 def _of(entries: dict[str, Named], split: Split, names: Iterable[str] | None) -> list[Named]:
     kept = entries if names is None else set(names)
     return [entry for entry in entries.values() if entry.split == split and entry.name in kept]
+
+
+def _selected(entries: dict[str, Named], division: dict[Split, Any], kind: str) -> dict[str, Named]:
+    """Those whose columns have one of the values that a split lists, now of that split."""
+    return {
+        entry.name: replace(entry, split=split)
+        for split, by_kind in division.items()
+        for entry in entries.values()
+        if all(getattr(entry, column) in values for column, values in by_kind[kind].items())
+    }
 
 
 def _prompts(path: Path) -> Prompts:

@@ -50,7 +50,8 @@ class Context:
             Something is wrong with them, or the disk is full.
         """
         catalog = Catalog.load()
-        context = cls(load(Path("params.yaml"), catalog), catalog, tuple(arguments), plan)
+        params = load(Path("params.yaml"), catalog)
+        context = cls(params, catalog.divided(params.evaluate.scheme), tuple(arguments), plan)
         free = shutil.disk_usage(".").free
         if free < MINIMUM_FREE:
             raise UserError(f"{Path.cwd()}: only {free >> 20} MiB of disk free, {MINIMUM_FREE >> 20} needed; free some")
@@ -133,8 +134,9 @@ class Context:
         return self.artifacts / "bank" / f"{entry.name}.safetensors"
 
     def seed(self, *names: str | int) -> int:
-        """A seed that belongs to these names alone, in [0, 2^31)."""
-        digest = hashlib.sha256(repr((self.params.seed, *names)).encode()).digest()
+        """A seed that belongs to these names alone, in [0, 2^31). The first one is the stage's."""
+        seed = self.params.seed + self.params.seeds.model_dump().get(str(names[0]), 0)
+        digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
         return int.from_bytes(digest[:4], "little") >> 1
 
     def model(self, training: bool = False) -> dict[str, Any]:

@@ -84,6 +84,8 @@ def main(context: Context) -> None:
     settings, backbone_knobs = context.knobs.hypernet.model_dump(), context.knobs.backbone
     banks = [[m for m in bank if m.split == "train"] for bank in (context.subjects, context.styles)]
     contents, styles = (_members(context, bank) for bank in banks)
+    if (prompt := settings.pop("style_prompt")) != "own":
+        styles = [style | {"prompt": prompt} for style in styles]
     arguments = {
         "base": context.model(training=True),
         "resolution": backbone_knobs.resolution,

@@ -114,6 +114,8 @@ class Hypernet(Merger):
     guided: list[Literal["to_q", "to_k", "to_v", "to_out.0"]] = Field(min_length=1)
     constants: tuple[float, float]
     initial: float
+    clip: PositiveFloat | None
+    style_prompt: str = Field(min_length=1)
 
 
 class Generate(Section):
@@ -159,11 +161,22 @@ class BaseSections(Section):
 
 
 class Evaluate(Section):
-    """What is compared, and on which pairs. `pairs` is None for all."""
+    """What is compared, and on which pairs of which division. `pairs` is None for all."""
 
     methods: list[str] = Field(min_length=1)
     splits: list[EvaluatedSplit] = Field(min_length=1)
     pairs: Names
+    scheme: str
+
+
+class Seeds(Section):
+    """Added to the seed of a stage."""
+
+    bank: int = Field(ge=0)
+    hypernet: int = Field(ge=0)
+    ziplora: int = Field(ge=0)
+    joint: int = Field(ge=0)
+    generate: int = Field(ge=0)
 
 
 class Study(Section):
@@ -211,9 +224,11 @@ class Params(Section):
 
     base: str
     seed: int = Field(ge=0)
+    seeds: Seeds
     executor: Executor
     workers: Workers
     evaluate: Evaluate
+    follow: str
     study: Study
     bases: Bases
     resources: BaseResources
@@ -297,6 +312,13 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
                 known = sorted(path.name for path in shipped.glob("*"))
                 yield (*key, "score", kind), f"{_unknown(kind, model, known)}, or give {form}"
 
+    if params.follow not in evaluate.methods:
+        yield ("follow",), f"{params.follow!r} is not among evaluate.methods; add it there, or follow one of them"
+    try:
+        catalog = catalog.divided(evaluate.scheme)
+    except UserError as error:
+        yield ("evaluate", "scheme"), str(error)
+        return
     bank = params.chosen.bank
     if not catalog.pairs("train", bank.subjects, bank.styles):
         reason = "the hypernetwork needs at least one subject and one style of the split train"

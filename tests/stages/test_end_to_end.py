@@ -61,7 +61,8 @@ def make(folder: Path, methods: list[str], executor: str = "inline") -> Path:
 
     def shrink(params: dict[str, Any]) -> None:
         params["executor"] = executor  # also where there is a Slurm
-        params["evaluate"] = {"methods": methods, "splits": ["test"], "pairs": "all"}
+        params["evaluate"] = {"methods": methods, "splits": ["test"], "pairs": "all", "scheme": "paper"}
+        params["follow"] = methods[0]
         for section, values in SMALL.items():
             params["bases"]["pocket"][section].update(values)
 

@@ -62,7 +62,7 @@ SMALL: dict[str, dict[str, Any]] = {
 def change(root: Path, base: str = "sdxl", **top: Any) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params |= {"base": base, "executor": "inline", **top}
-    params["evaluate"] = {"methods": METHODS, "splits": ["test"], "pairs": "all"}
+    params["evaluate"] |= {"methods": METHODS, "splits": ["test"], "pairs": "all"}
     for section, values in SMALL.items():
         params["bases"]["sdxl"][section].update(values)
     (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Questions to the benchmark, one file each: which settings to compare; `python -m experiments` lists them."""

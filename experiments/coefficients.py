@@ -1,0 +1,264 @@
+"""What the hypernetwork's coefficients do: are they of the pair, and would constants do as well?
+
+    python -m experiments.coefficients
+
+Reads what `dvc repro` made and writes results/<base>/experiments/coefficients.md. What is done is not done again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorarar.adapter import Adapter
+from lorarar.catalog import Pair, pair_name
+from lorarar.files import atomic, write_json
+from lorarar.hypernet import HyperNetwork, ends_with
+from lorarar.merge import columns
+from lorarar.merge.columns import Coefficients
+from lorarar.objective import merging_loss
+from lorarar.references import generator
+from lorarar.report import scores
+from lorarar.scoring.statistics import bootstrap_mean, paired_difference
+from slurm.task import read_json
+from stages import generate, scorers
+from stages import score as scoring
+from stages.context import Context, backbone
+from stages.entries import entry
+from stages.run import run
+
+TRAINING_PAIRS = 12
+"""Of the training split, drawn at random: as many as validation has."""
+DRAWS = 3
+"""Times that noise is drawn for a pair's loss, each for four pictures of content and four of style."""
+SHOWN = {
+    "direct": "1 for all: the plain sum",
+    "hypernet": "the hypernetwork's, for this pair",
+    "other": "the hypernetwork's, for another pair",
+    "column": "mean over training pairs, for each column",
+    "layer": "mean over training pairs and columns, for each layer",
+    "single": "mean over everything: two numbers",
+    "ziplora": "ZipLoRA's",
+}
+
+
+def main(context: Context) -> None:
+    """Measure coefficients, losses and MARS² on validation, and write them down."""
+    torch.set_num_threads(1)
+    network = HyperNetwork.load(context.artifacts / "hypernet" / "hypernet.safetensors")
+    training = context.catalog.pairs("train")
+    sample = random.Random(0).sample(training, min(len(training), 60))
+    predicted = {pair_name(*pair): network.coefficients(*_adapters(context, pair)) for pair in sample}
+    average = _average(predicted)
+    own = Path(".work/experiments") / context.base / "coefficients"
+    text = ["# What do the hypernetwork's coefficients do?", "", *_spread(context, network, predicted)]
+    losses = read_json(own / "losses.json")
+    for split, pairs in (
+        ("train", sample[:TRAINING_PAIRS]),
+        ("val", context.pairs("val")),
+        ("test", context.pairs("test")),
+    ):
+        for pair in pairs:
+            name = f"{split}/{pair_name(*pair)}"
+            if name not in losses:
+                print(f"loss of {name}", flush=True)
+                losses[name] = _losses(context, pair, _choices(context, network, average, pair, pairs))
+                write_json(own / "losses.json", losses)
+    text += _loss_table(losses)
+    text += _mars2(context, network, average, own)
+    with atomic(context.results / "experiments" / "coefficients.md") as temporary:
+        temporary.write_text("\n".join(text) + "\n", encoding="utf-8")
+    print(context.results / "experiments" / "coefficients.md")
+
+
+def _adapters(context: Context, pair: Pair) -> tuple[Adapter, Adapter]:
+    content, style = (Adapter.load(context.adapter(member)).to(torch.float32) for member in pair)
+    return content, style
+
+
+def _average(predicted: Mapping[str, Coefficients]) -> Coefficients:
+    """Of each column of each layer, over pairs."""
+    every = list(predicted.values())
+    return {
+        path: tuple(torch.stack([one[path][k] for one in every]).mean(0) for k in (0, 1))  # type: ignore[misc]
+        for path in every[0]
+    }
+
+
+def _choices(
+    context: Context, network: HyperNetwork, average: Coefficients, pair: Pair, pairs: list[Pair]
+) -> dict[str, Coefficients]:
+    """The coefficients that are compared for a pair."""
+
+    def fill(make: Callable[[str, int], Tensor | float]) -> Coefficients:
+        return {p: tuple(torch.zeros_like(m) + make(p, k) for k, m in enumerate(both)) for p, both in average.items()}  # type: ignore[misc]
+
+    everything = [torch.cat([both[k] for both in average.values()]).mean() for k in (0, 1)]
+    # Of the same split, and with another subject and another style where there is one.
+    other = pairs[(pairs.index(pair) + len(pairs) // 2 + 1) % len(pairs)]
+    choices = {
+        "direct": fill(lambda path, k: 1.0),
+        "hypernet": network.coefficients(*_adapters(context, pair)),
+        "other": network.coefficients(*_adapters(context, other)),
+        "column": average,
+        "layer": fill(lambda path, k: average[path][k].mean()),
+        "single": fill(lambda path, k: everything[k]),
+    }
+    fitted = context.artifacts / "ziplora" / f"{pair_name(*pair)}.safetensors"
+    return choices | ({"ziplora": columns.load(fitted)} if fitted.exists() else {})
+
+
+@torch.no_grad()
+def _spread(context: Context, network: HyperNetwork, training: Mapping[str, Coefficients]) -> list[str]:
+    """How far coefficients are from 1, and how much of that is of the layer, of the column, and of the pair."""
+    of = {"LoRA.rar, train": list(training.values())}
+    for split in ("val", "test"):
+        of[f"LoRA.rar, {split}"] = [network.coefficients(*_adapters(context, p)) for p in context.pairs(split)]
+    files = sorted((context.artifacts / "ziplora").glob("*.safetensors"))
+    if files:
+        of[f"ZipLoRA, {', '.join(context.params.evaluate.splits)}"] = [columns.load(path) for path in files]
+    lines = [
+        "## Are they of the pair?",
+        "",
+        "| | pairs | | mean | sd between layers | sd between columns of a layer | sd between pairs at a column |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, every in of.items():
+        guided = [path for path in every[0] if ends_with(path, network.guided)]
+        for k, kind in enumerate(("m_c", "m_s")):
+            stacked = [torch.stack([one[path][k] for one in every]) for path in guided]
+            means = torch.stack([layer.mean() for layer in stacked])
+            total = torch.cat([layer.flatten() for layer in stacked]).mean()
+            of_column = torch.cat([(layer.mean(0) - layer.mean()) for layer in stacked])
+            of_pair = torch.cat([(layer - layer.mean(0)).flatten() for layer in stacked])
+            sds = [float(part.square().mean().sqrt()) for part in (means - total, of_column, of_pair)]
+            lines.append(f"| {name} | {len(every)} | {kind} | {total:.3f} | {' | '.join(f'{sd:.3f}' for sd in sds)} |")
+    lines += [
+        "",
+        "The last column is what constants, however fine, cannot do: what a coefficient owes to the pair it is for.",
+    ]
+    return [*lines, ""]
+
+
+def _losses(context: Context, pair: Pair, choices: Mapping[str, Coefficients]) -> dict[str, list[float]]:
+    """Name of a choice -> content and style term of Eq. 3 with the settings of the hypernetwork, mean over draws."""
+    settings, resolution = context.knobs.hypernet, context.knobs.backbone.resolution
+    model, result = backbone(**context.model(training=True)), {}
+    content, style = (
+        entry(model, resolution, str(context.adapter(m)), [str(path) for path in context.pictures(m)], m.prompt)
+        for m in pair
+    )
+    adapters = content.adapter.to(torch.float32), style.adapter.to(torch.float32)
+    for name, coefficients in choices.items():
+        # ZipLoRA has coefficients of all layers, the others leave key and value to the constants.
+        merged, terms = columns.merge(*adapters, coefficients, default=settings.constants), []
+        for number in range(DRAWS):
+            noise = generator(context.seed("losses", pair_name(*pair)), number)
+            draws = [member.references.draw(model, 4, noise) for member in (content, style)]
+            options = {"weight": 0.0, "fidelity": settings.fidelity, "orthogonality": settings.orthogonality}
+            with torch.no_grad(), merging_loss(model, *adapters, merged, coefficients, *draws, **options) as loss:  # type: ignore[arg-type]
+                terms.append((float(loss.content), float(loss.style)))
+        result[name] = [mean(values) for values in zip(*terms, strict=True)]
+    return result
+
+
+def _loss_table(losses: Mapping[str, Mapping[str, list[float]]]) -> list[str]:
+    lines = [
+        "## Do they lower the loss?",
+        "",
+        "| Coefficients | Split | pairs | content term | style term | sum | sum, against the plain sum [95%] |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for split in ("train", "val", "test"):
+        rows = [row for name, row in losses.items() if name.startswith(f"{split}/")]
+        for choice in [choice for choice in SHOWN if all(choice in row for row in rows)]:
+            content, style = (mean(row[choice][k] for row in rows) for k in (0, 1))
+            sums = [[sum(row[choice])] for row in rows]
+            change = paired_difference(sums, [[sum(row["direct"])] for row in rows], 0)
+            versus = "" if choice == "direct" else f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+            cells = [
+                SHOWN[choice],
+                split,
+                str(len(rows)),
+                f"{content:.3f}",
+                f"{style:.3f}",
+                f"{content + style:.3f}",
+                versus,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        f"Fidelity of Eq. 3, the same {DRAWS} draws of noise for all; coefficients of query and output.",
+        "",
+    ]
+
+
+def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: Path) -> list[str]:
+    """The same choices as images of the validation split."""
+    pairs = context.pairs("val")
+    settings = context.knobs.generate.model_dump()
+    number, base = settings.pop("images_per_pair"), context.data / "base"
+    names = scorers.named(context)
+    right: dict[str, list[list[float]]] = {}
+    for choice in ("direct", "hypernet", "other", "column", "layer", "single"):
+        tasks: dict[str, Any] = {}
+        for pair in pairs:
+            path = own / choice / f"{pair_name(*pair)}.safetensors"
+            coefficients = _choices(context, network, average, pair, pairs)[choice]
+            columns.merge(*_adapters(context, pair), coefficients, default=network.constants).save(path)
+            seeds = [context.seed("generate", pair_name(*pair), index) for index in range(number)]
+            prompt = context.catalog.pair_prompt(*pair)
+            arguments = {
+                "base": context.model(),
+                "adapter": str(path),
+                "prompt": prompt,
+                "seeds": seeds,
+                "settings": settings,
+            }
+            tasks[pair_name(*pair)] = (arguments, [path])
+        store = context.store("generate", generate.CODE, base)
+        drawn = context.fan_out(store, generate.sample, tasks, f"generate {choice}")
+        tasks = {}
+        for subject, style in pairs:
+            references = [context.pictures(subject), context.pictures(style)]
+            folder = drawn[pair_name(subject, style)]
+            arguments = {
+                "names": names,
+                "families": str(context.data / "judges" / "recogniser"),
+                "images": str(folder),
+                "pair": [subject.name, style.name],
+                "references": [[str(path) for path in paths] for paths in references],
+                "words": style.words,
+                "prompt": context.catalog.class_prompt(subject, style),
+            }
+            tasks[pair_name(subject, style)] = (
+                arguments,
+                [*sorted(folder.glob("*.png")), *references[0], *references[1]],
+            )
+        judges = context.store("score", scoring.CODE, context.data / "judges", scorers.PROMPTS)
+        judged = context.fan_out(judges, scoring.judge_pair, tasks, f"score {choice}")
+        right[choice] = [[row.right for row in scores.read(f / "scores.parquet")] for f in judged.values()]
+    lines = [
+        "## Do they make better pictures?",
+        "",
+        "| Coefficients | MARS² average [95%] | against the hypernetwork's own [95%] | images | pairs |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for choice, values in right.items():
+        figures, change = bootstrap_mean(values, 0), paired_difference(values, right["hypernet"], 0)
+        versus = "" if choice == "hypernet" else f"{change.mean:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
+        cells = [SHOWN[choice], f"{figures.mean:.2f} [{figures.low:.2f}, {figures.high:.2f}]", versus]
+        lines.append(f"| {' | '.join([*cells, str(sum(map(len, values))), str(len(values))])} |")
+    origin = f"base `{context.base}`, seed {context.params.seed}, judge `{names['judge']['name']}`"
+    return [*lines, "", "Validation split, the same seeds of images for all.", "", f"Made from: {origin}."]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,121 @@
+"""A clone of the repository in which settings run one after the other, beside the tree that is being worked on.
+
+It shares DVC's cache, and begins with links to the finished tasks, so that only what a setting changes is computed.
+Each setting becomes an experiment of DVC, of the commit that is checked out: `dvc exp show` lists them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.plan import Experiment, Setting, hydra
+from lorarar.errors import UserError
+from lorarar.files import write_json
+from lorarar.report import scores
+
+FOLDER = Path(".work/experiments")
+CODE = ("data", "dvc.yaml", "lorarar", "params.yaml", "slurm", "stages")
+"""What results depend on."""
+
+
+def commit() -> str:
+    """The commit that is checked out.
+
+    Raises
+    ------
+    UserError : what results depend on differs from it: they would name a commit that does not make them.
+    """
+    edited = _output("git", "status", "--porcelain", "--", *CODE)
+    if edited:
+        name = edited.splitlines()[0].split(maxsplit=1)[1]
+        raise UserError(f"{name}: differs from the last commit, which is what runs; commit it first")
+    return _output("git", "rev-parse", "HEAD")
+
+
+def key(experiment: Experiment, setting: Setting, commit: str) -> str:
+    """Name of a setting's record: its parameters, what is evaluated, and the code, wherever that is committed."""
+    code = [_output("git", "rev-parse", f"{commit}:{path}") for path in CODE if path != "params.yaml"]
+    return hashlib.sha256(json.dumps([setting.digest, experiment.base, code]).encode()).hexdigest()[:24]
+
+
+def record(experiment: Experiment, setting: Setting, commit: str) -> dict[str, Any] | None:
+    """What `run` wrote about a setting, or None."""
+    path = _record(experiment, setting, commit)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def run(experiment: Experiment, setting: Setting, commit: str) -> dict[str, Any]:
+    """Run a setting and keep its figures.
+
+    Raises
+    ------
+    UserError : a stage failed; it has said why.
+    """
+    tree = _prepare(commit)
+    revision = experiment.revision(setting)
+    changes = [f"-S{key}={hydra(value)}" for key, value in experiment.overrides(setting).items()]
+    started = time.time()
+    # The clone's own packages, whatever the tree beside it holds by now.
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["dvc", "exp", "run", "--force", "--name", revision, *changes, *experiment.targets]
+    if subprocess.run(command, cwd=tree, env=environment).returncode:
+        raise UserError(f"{experiment.name}: {setting.label}: failed, see above; the same command goes on from there")
+    figures = {}
+    for method in experiment.methods:
+        for split in experiment.splits:
+            name = f"{method}-{split}"
+            text = (tree / "results" / experiment.base / "metrics" / f"{name}.json").read_text(encoding="utf-8")
+            table = scores.read(tree / "artifacts" / experiment.base / "score" / f"{name}.parquet")
+            right = {"+".join(pair): [row.right for row in rows] for pair, rows in scores.by_pair(table).items()}
+            figures[name] = {**json.loads(text), "right": right}
+    where = f"refs/exps/{commit[:2]}/{commit[2:]}/{revision}"
+    _output("git", "fetch", "--quiet", str(tree), f"+{where}:{where}")
+    facts = {
+        "revision": revision,
+        "commit": commit[:12],
+        "params": setting.digest,
+        "seconds": round(time.time() - started),
+        "figures": figures,
+    }
+    write_json(_record(experiment, setting, commit), facts)
+    return facts
+
+
+def _record(experiment: Experiment, setting: Setting, commit: str) -> Path:
+    return FOLDER / experiment.base / f"{key(experiment, setting, commit)}.json"
+
+
+def _prepare(commit: str) -> Path:
+    """The clone, as it is at this commit."""
+    tree = (FOLDER / "tree").absolute()
+    if not (tree / ".git").exists():
+        shutil.rmtree(tree, ignore_errors=True)
+        hidden = tree.with_name(f".tree.{os.getpid()}")
+        shutil.rmtree(hidden, ignore_errors=True)
+        _output("git", "clone", "--quiet", "--no-checkout", ".", str(hidden))
+        for base in Path(".work").iterdir():
+            if base.is_dir() and base.name not in ("experiments", "code"):
+                shutil.copytree(base, hidden / ".work" / base.name, copy_function=os.link)
+        hidden.rename(tree)
+    _output("git", "-C", str(tree), "fetch", "--quiet", "origin", "HEAD")
+    _output("git", "-C", str(tree), "checkout", "--quiet", "--force", "--detach", commit)
+    _output("git", "-C", str(tree), "clean", "-fdq", "results")
+    cache = _output("dvc", "cache", "dir")
+    _output("dvc", "--cd", str(tree), "config", "--local", "cache.dir", str(Path(cache).absolute()))
+    return tree
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"{' '.join(command[:3])}: {reason}")
+    return done.stdout.strip()

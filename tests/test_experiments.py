@@ -1,0 +1,269 @@
+"""Experiment files, their settings, and what becomes of them: with a `dvc` that only pretends to run the chain."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments import plan, workspace
+from experiments.__main__ import main
+from lorarar.catalog import Catalog
+from lorarar.errors import UserError
+from lorarar.files import write_json
+from lorarar.report import scores
+
+ROOT = Path(__file__).parents[1]
+PRETENDED = """#!{python}
+import json, shutil, subprocess, sys
+from pathlib import Path
+arguments, beside = sys.argv[1:], Path(__file__).parent
+if arguments[:2] == ["cache", "dir"]:
+    print(".dvc/cache")
+if arguments[:2] == ["exp", "run"]:
+    with (beside / "log").open("a") as log:
+        log.write(json.dumps(arguments) + "\\n")
+    if (beside / "fail").exists():
+        sys.exit(1)
+    outcome = "good" if "-Sseed=1" in arguments else "fair"
+    for target in (a for a in arguments if a.startswith("score@")):
+        name = target.removeprefix("score@")
+        for kind, folder in (("parquet", "artifacts/pocket/score"), ("json", "results/pocket/metrics")):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(beside / f"{{outcome}}.{{kind}}", f"{{folder}}/{{name}}.{{kind}}")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    name = arguments[arguments.index("--name") + 1]
+    subprocess.run(["git", "update-ref", f"refs/exps/{{head[:2]}}/{{head[2:]}}/{{name}}", head], check=True)
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of facts alone, a pretended `dvc`, and the current folder in it."""
+    root = tmp_path / "repository"
+    for path in [*(ROOT / "data").glob("*.*"), ROOT / "params.yaml"]:
+        target = root / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    for name in ("data/pocket/judges/critic", "data/pocket/judges/clip", "data/pocket/judges/dino"):
+        (root / name).mkdir(parents=True)
+    for name in ("lorarar/a.py", "slurm/a.py", "stages/a.py", "dvc.yaml"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    (root / ".gitignore").write_text(".work\nartifacts\n")
+    (root / "experiments").mkdir()
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    right = {"good": ("glowing", "oil_painting2"), "fair": ("glowing",)}
+    (commands / "dvc").write_text(PRETENDED.format(python=sys.executable))
+    for outcome in ("good", "fair"):
+        rows = [
+            scores.Row("dog8", style, i, True, style in right[outcome], None, None, 0, 0, True, 0.1, 0.2, 0.3)
+            for style in ("glowing", "oil_painting2")
+            for i in range(2)
+        ]
+        scores.write(commands / f"{outcome}.parquet", rows)
+        write_json(commands / f"{outcome}.json", scores.summarise(rows, 0, 50))
+    (commands / "dvc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "executable", str(commands / "python"))  # whose folder is looked in first
+    monkeypatch.chdir(root)
+    (root / ".work").mkdir()
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@a", "commit", "-qm", "a"]):
+        subprocess.run(["git", *command], check=True)
+    return root
+
+
+def ask(repository: Path, **content: object) -> str:
+    """Write an experiment file and return its name."""
+    standard = {"question": "Does it?", "methods": ["direct"], "splits": ["test"]}
+    text = yaml.safe_dump({**standard, **content}, sort_keys=False)
+    (repository / "experiments" / "mine.yaml").write_text(text)
+    return "mine"
+
+
+def asked(repository: Path) -> list[list[str]]:
+    """What `dvc exp run` was called with so far."""
+    log = repository.parent / "bin" / "log"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "experiments").glob("*.yaml"))])
+def test_the_experiments_that_are_there_can_run(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    experiment = plan.read(name)
+    assert experiment.settings
+    chosen = len(experiment.settings) > 1 and not experiment.replicates
+    assert not chosen or experiment.splits == ["val"], "settings are compared on validation alone"
+
+
+def test_all_fifteen_combinations_of_projections(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = plan.read("guided").settings
+    assert len({frozenset(setting.changes["hypernet.guided"]) for setting in settings}) == 15
+    letters = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
+    for setting in settings:
+        assert [letters[letter] for letter in setting.label.split("+")] == sorted(
+            setting.changes["hypernet.guided"], key=[letters[letter] for letter in setting.label.split("+")].index
+        )
+
+
+def test_no_setting_takes_test_subjects_into_training(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    catalog = Catalog.load()
+    held_out = {e.name for e in [*catalog.subjects.values(), *catalog.styles.values()] if e.split == "test"}
+    for name in ("bank_size", "bank_diversity"):
+        for setting in plan.read(name).settings:
+            bank = setting.params["bases"]["pocket"]["bank"]
+            listed = [bank[kind] for kind in ("subjects", "styles") if bank[kind] != "all"]
+            assert not held_out & {entry for entries in listed for entry in entries}
+
+
+def test_lists_of_values_make_all_combinations(repository):
+    name = ask(repository, settings={"hypernet.steps": [1, 2], "hypernet.guided": [["to_q"], ["to_q", "to_k"]]})
+    experiment = plan.read(name)
+    labels = ["steps=1, guided=to_q", "steps=1, guided=to_q+to_k", "steps=2, guided=to_q", "steps=2, guided=to_q+to_k"]
+    assert [setting.label for setting in experiment.settings] == labels
+    last = experiment.settings[-1].params["bases"]["pocket"]["hypernet"]
+    assert (last["steps"], last["guided"]) == (2, ["to_q", "to_k"])
+    assert experiment.overrides(experiment.settings[-1])["bases.pocket.hypernet.steps"] == 2
+    assert len({setting.digest for setting in experiment.settings}) == 4
+
+
+def test_the_digest_is_of_what_scores_depend_on(repository):
+    name = ask(repository)
+    digests = [
+        plan.read(name, given).settings[0].digest
+        for given in ({}, {"executor": "inline"}, {"workers": 1}, {"seed": 1}, {"score.resamples": 7})
+    ]
+    assert digests[0] == digests[1] == digests[2]
+    assert len(set(digests)) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"settings": [{"hypernet.stps": 1}]}, "stps=1: bases.pocket.hypernet.stps: no key here is called 'stps'; did"),
+        ({"settings": [{"hyper.steps": 1}]}, "hyper.steps: params.yaml has no such key"),
+        (
+            {"settings": [{"hypernet.steps": 0}]},
+            "steps=0: bases.pocket.hypernet.steps: should be greater than 0, not 0",
+        ),
+        ({"settings": [{"hypernet": {"steps": 1}}]}, "hypernet: give its keys one by one"),
+        ({"settings": [{"seed": 1, "label": "a"}, {"seed": 2, "label": "a"}]}, "two settings are called 'a'"),
+        ({"settings": 3}, "settings: a list of changes, or of each key the list of its values"),
+        ({"methods": ["dirct"]}, "no method is called 'dirct'; did you mean direct?"),
+        ({"setings": []}, "no key is called 'setings'"),
+        ({"paper": "table_9"}, "no table is called 'table_9'"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_runs(repository, content, message, capsys):
+    assert main([ask(repository, **content)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not asked(repository)
+
+
+def test_an_unknown_experiment_names_its_neighbour(repository, capsys):
+    ask(repository)
+    assert main(["mien"]) == 1
+    assert "did you mean mine?" in capsys.readouterr().err
+
+
+def test_a_table_of_all_settings(repository, capsys):
+    name = ask(repository, settings={"seed": [0, 1]}, methods=["direct", "average"], replicates=True, figure="seed")
+    assert main([name]) == 0
+    folder = repository / "results" / "pocket" / "experiments"
+    assert "2 of 2 settings are in results/pocket/experiments/mine.md" in capsys.readouterr().out
+    with (folder / "mine.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["setting"], row["method"], row["mars2_average"]) for row in rows] == [
+        ("seed=0", "direct", "0.5"),
+        ("seed=0", "average", "0.5"),
+        ("seed=1", "direct", "1.0"),
+        ("seed=1", "average", "1.0"),
+    ]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert {row["commit"] for row in rows} == {head[:12]}
+    text = (folder / "mine.md").read_text()
+    assert "+0.50 [+0.00, +1.00]" in text  # the change on the same two pairs, one of which gains all
+    assert "MARS² average 0.750, deviation 0.354, from 0.500 to 1.000" in text
+    assert (folder / "mine.png").stat().st_size > 1000
+    refs = subprocess.run(["git", "for-each-ref", "refs/exps"], capture_output=True, text=True).stdout
+    assert "mine-seed-0" in refs and "mine-seed-1" in refs
+
+
+def test_what_is_done_is_not_done_again(repository):
+    name = ask(repository, settings={"seed": [0, 1]})
+    assert main([name, "--only", "seed=1"]) == 0
+    assert "Not run yet: seed=0." in (repository / "results/pocket/experiments/mine.md").read_text()
+    assert main([name]) == main([name]) == 0
+    calls = asked(repository)
+    assert ["-Sseed=1" in call for call in calls] == [True, False]
+    assert all(call[-1] == "score@direct-test" for call in calls)
+
+    (repository / "lorarar" / "a.py").write_text("2")
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@a", "commit", "-qam", "b"], check=True)
+    assert main([name]) == 0
+    assert len(asked(repository)) == 4, "other code, other results"
+
+
+def test_a_failed_setting_ends_the_run_and_keeps_what_is_done(repository, capsys):
+    name = ask(repository, settings={"seed": [0, 1]})
+    assert main([name, "--only", "seed=0"]) == 0
+    (repository.parent / "bin" / "fail").touch()
+    assert main([name]) == 1
+    assert "mine: seed=1: failed, see above; the same command goes on from there" in capsys.readouterr().err
+    (repository.parent / "bin" / "fail").unlink()
+    assert main([name]) == 0
+    assert len(asked(repository)) == 3
+
+
+def test_only_what_is_committed_runs(repository, capsys):
+    name = ask(repository)
+    (repository / "lorarar" / "a.py").write_text("2")
+    assert main([name]) == 1
+    assert "lorarar/a.py: differs from the last commit" in capsys.readouterr().err
+
+
+def test_a_dry_run_runs_nothing(repository, capsys):
+    assert main([ask(repository, settings={"seed": [3]}), "--dry-run"]) == 0
+    assert "mine 1/1: seed=3: to run" in capsys.readouterr().out
+    assert not asked(repository) and not (repository / "results").exists()
+
+
+def test_divisions_keep_training_and_test_apart():
+    catalog = Catalog.load(ROOT)
+    for name in ("no_animals", "no_objects"):
+        divided = catalog.divided(name, ROOT)
+        for entries in (divided.subjects, divided.styles):
+            kinds = {
+                split: {getattr(e, "kind", None) for e in entries.values() if e.split == split}
+                for split in ("train", "test")
+            }
+            assert kinds["train"] and kinds["test"]
+        assert not {s.kind for s, _ in divided.pairs("train")} & {s.kind for s, _ in divided.pairs("test")}
+        assert not {t.family for _, t in divided.pairs("train")} & {t.family for _, t in divided.pairs("test")}
+    assert catalog.divided("paper", ROOT) is catalog
+    with pytest.raises(UserError, match="no 'nothing' there; known divisions: paper, no_animals, no_objects"):
+        catalog.divided("nothing", ROOT)
+
+
+def test_values_are_written_as_dvc_reads_them():
+    assert plan.hydra(["to_q", "to_out.0"]) == '["to_q","to_out.0"]'
+    assert plan.hydra([1.0, 0.5]) == "[1.0,0.5]"
+    assert plan.hydra(None) == "null"
+    assert plan.hydra("A house") == '"A house"'
+
+
+def test_a_record_belongs_to_its_parameters_and_base(repository):
+    experiment = plan.read(ask(repository, settings={"seed": [0, 1]}))
+    keys = {workspace.key(experiment, setting, "HEAD") for setting in experiment.settings}
+    assert len(keys) == 2
