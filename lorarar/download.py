@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -76,7 +76,7 @@ class Downloader:
         self.mirror = mirror.rstrip("/")
         self._session = requests.Session()
         self._quiet: dict[str, float] = {}  # host -> when it may be asked again
-        self._failed: Counter[str] = Counter()  # host -> files given up in a row
+        self._failed: dict[str, list[str]] = defaultdict(list)  # host -> why its latest files, in a row, did not come
         self._stop = Event()
 
     def each(self, addresses: Mapping[str, str], work: Callable[[str], None]) -> Iterator[tuple[str, str]]:
@@ -113,13 +113,13 @@ class Downloader:
         deadline = monotonic() + self.manners.seconds
         host, reason = self._host(address), ""
         for attempt in range(self.manners.attempts):
-            if self._failed[host] >= self.manners.per_host:
-                raise Refused(f"given up, as {self._failed[host]} files of {host} were in a row")
+            failed = self._failed[host]
+            if len(failed) >= self.manners.per_host:
+                raise Refused(f"not asked for, as {len(failed)} files of {host} in a row did not come: {failed[-1]}")
             self._wait(self._quiet.get(host, 0.0) - monotonic(), deadline, "other files of this host were turned down")
             try:
                 self._attempt(address, part, deadline)
-                self._failed[host] = 0
-                return
+                return failed.clear()
             except Fault as fault:
                 reason, asked = str(fault), fault.pause
             except (requests.RequestException, HTTPError) as error:
@@ -129,7 +129,7 @@ class Downloader:
             if attempt + 1 < self.manners.attempts:
                 # A random share keeps several downloads from coming back all at once.
                 self._wait(max(asked, self.manners.pause * 2**attempt * (1 + random.random()) / 2), deadline, reason)
-        self._failed[host] += 1
+        self._failed[host].append(reason)
         raise Refused(f"{reason} (attempt {self.manners.attempts} of {self.manners.attempts})")
 
     def _wait(self, pause: float, deadline: float, reason: str) -> None:

@@ -29,6 +29,7 @@ from lorarar.pictures import Picture
 
 MIRROR = "LORARAR_MIRROR"
 """Environment variable: an address to download from in place of all others."""
+ADDRESS = re.compile(r"https?://[\w.-]")
 FORMATS = ("JPEG", "PNG", "WEBP")
 
 
@@ -149,7 +150,7 @@ class Photographs:
                 found.append(Photograph(f"{place}/{index:02}", self._address(subject, index), placed.get(index)))
         for style in styles:
             place = f"styles/{style.name}"
-            if style.source and not re.match(r"https?://[\w.-]", style.source):
+            if style.source and not ADDRESS.match(style.source):
                 raise UserError(f"data/styles.csv: {style.name}: source_url {style.source!r} is no address; mend it")
             found.append(Photograph(f"{place}/00", style.source, self._placed(place, 1).get(0)))
         return found
@@ -164,6 +165,8 @@ class Photographs:
         ------
         UserError : some cannot be had; its message has a line for each.
         """
+        if mirror and not ADDRESS.match(mirror):
+            raise UserError(f"{MIRROR}: {mirror!r} is no address; give one as https://mirror.example.org/cache")
         lock = Lock.load(self.folder / "photographs.lock")
         downloader = Downloader(self.sources.download, self.sources.hosts, mirror)
         by_name = {photograph.name: photograph for photograph in wanted}

@@ -162,6 +162,7 @@ def test_dripping_ends_with_the_time_of_a_file(mirror: Mirror, part: Path) -> No
         (status(200, b"<html>Sign in</html>", Content_Type="text/html; charset=utf-8"), "sends text/html, no picture"),
         (whole(bytes(20001)), "is larger than 0.02 MB"),
         (endless, "is larger than 0.02 MB"),
+        (cut(bytes(20001), 0), "is larger than 0.02 MB"),  # told by its head alone
         (redirect("https://elsewhere.example/a.jpg"), "leads to https://elsewhere.example/a.jpg, whose host is none"),
         (redirect("http://user@127.0.0.1/a.jpg"), "whose host is none that it may lead to"),
         (redirect("file:///etc/passwd"), "whose host is none that it may lead to"),
@@ -214,8 +215,17 @@ def test_a_host_that_fails_file_after_file_is_given_up(mirror: Mirror, tmp_path:
     downloader = Downloader(MANNERS, frozenset())
     reasons = dict(downloader.each(addresses, lambda name: downloader.get(addresses[name], tmp_path / name)))
     # Two at a time: when the second is given up, a third may be at its last attempt.
-    assert re.fullmatch(rf"given up, as [23] files of {mirror.host} were in a row", reasons["7"])
+    assert re.fullmatch(rf"not asked for, as [23] files of {mirror.host} in a row did not come: HTTP 503", reasons["7"])
     assert Counter(reasons.values())["HTTP 503 (attempt 3 of 3)"] <= 3 and not mirror.asked["/7"]
+
+
+def test_a_host_that_fails_now_and_then_is_not(mirror: Mirror, part: Path) -> None:
+    broken, good = mirror.serve("/broken", status(503)), mirror.serve("/good", whole(BODY))
+    downloader = Downloader(MANNERS, frozenset())
+    for _ in range(3):
+        with pytest.raises(Refused, match="HTTP 503"):
+            downloader.get(broken, part)
+        downloader.get(good, part)
 
 
 def test_a_defect_ends_it_at_once(mirror: Mirror) -> None:

@@ -266,6 +266,11 @@ def test_an_address_that_is_none_is_told_before_anything_is_downloaded(root: Pat
     assert line.startswith("data/styles.csv: glowing: source_url 'RWrbY8j9GPo/download?force=true' is no address")
 
 
+def test_a_mirror_that_is_none_is_one_clear_line(root: Path) -> None:
+    (line,) = failure(lambda: photographs(root).fetch([], "mirror.example.org"))
+    assert line.startswith("LORARAR_MIRROR: 'mirror.example.org' is no address")
+
+
 # --- what is no picture, and what becomes of one ----------------------------------------------------------------
 
 
