@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lorarar import hub
-from lorarar.backbone import best_dtype, check_files
 from lorarar.controls import CONTROLS
 from lorarar.errors import UserError
 from lorarar.merge.registry import METHODS
@@ -141,6 +140,8 @@ def _tried(about: str, look: Callable[[], str]) -> Finding:
 
 
 def _weights(context: Context, download: bool) -> str:
+    from lorarar.backbone import check_files
+
     base = context.data / "base"
     if not (base / hub.NAME).exists():
         verify(context.data)
@@ -186,6 +187,8 @@ def _gpu(context: Context) -> Finding:
 
 
 def _dtype() -> str:
+    from lorarar.backbone import best_dtype
+
     dtype, reason = best_dtype()
     return f"{str(dtype).removeprefix('torch.')} ({reason})"
 
