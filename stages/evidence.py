@@ -96,7 +96,6 @@ class Reader:
         one = panels.Evidence(
             split, metrics, rows, titles, {}, found, modes, worst, self._look(split), mars2, fitted, near
         )
-        size = one.n.partition(" of ")[0]
         made = {
             "mars2": tables.mars2_table(metrics, mars2, split, self.judge, provenance),
             "similarity": tables.similarity_table(metrics, similarity, split, self.judge, provenance),
@@ -114,7 +113,7 @@ class Reader:
         if fitted:
             made["coefficients"] = coefficients.table(fitted, split, provenance)
         if near:
-            made["neighbours"] = failures.neighbours_table(near, titles, split, size, provenance)
+            made["neighbours"] = failures.neighbours_table(near, titles, split, provenance)
         if self.quality:
             made["opinions"] = trust.opinions_table(metrics, self.quality["pairs"], split, provenance)
         one.tables.update(made)
@@ -197,7 +196,9 @@ class Reader:
                 similar = {other.name: float((features[name] @ features[other.name].T).mean()) for other in training}
                 nearest = max(similar, key=similar.__getitem__)
                 shares = {m: failures.shares(rows[m], kind, name, *resampling) for m in methods}
-                found.append(failures.Neighbour(kind, name, nearest, similar[nearest], shares))
+                place = ("subject", "style").index(kind)
+                n = sum(len(images) for pair, images in rows[methods[0]].items() if pair[place] == name)
+                found.append(failures.Neighbour(kind, name, nearest, similar[nearest], shares, n))
         return found
 
     def summary(self, splits: list[panels.Evidence]) -> list[tuple[str, str]]:

@@ -63,7 +63,8 @@ def examine(
             continue
         first = right[SUBJECT]
         second = [right[competitor][pair] for pair in first]
-        difference = paired_difference(list(first.values()), second, seed, resamples)
+        found = paired_difference(list(first.values()), second, seed, resamples)
+        difference = Interval(*(round(value, 6) for value in found))  # a hair beside 0 is 0
         claims.append(Claim(competitor, difference, published, len(first), sum(map(len, first.values()))))
     return claims
 

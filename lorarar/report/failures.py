@@ -104,6 +104,7 @@ class Neighbour:
     ----------
     similarity : mean cosine of their pictures' features, by DINO for subjects and by CLIP for styles.
     shares : method -> share of its images that are right in this very subject or style.
+    n : number of those images.
     """
 
     kind: Kind
@@ -111,6 +112,7 @@ class Neighbour:
     nearest: str
     similarity: float
     shares: Mapping[str, Interval]
+    n: int
 
 
 def shares(pairs: ByPair, kind: Kind, name: str, seed: int, resamples: int) -> Interval:
@@ -132,9 +134,7 @@ def rank_correlation(neighbours: Sequence[Neighbour], method: str) -> float:
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
-def neighbours_table(
-    found: Sequence[Neighbour], names: Mapping[str, str], split: str, n: str, provenance: Provenance
-) -> Table:
+def neighbours_table(found: Sequence[Neighbour], names: Mapping[str, str], split: str, provenance: Provenance) -> Table:
     """One subject or style a row, the most familiar first; the last rows say whether the familiar does better."""
     methods = list(found[0].shares)
     rows = []
@@ -142,15 +142,15 @@ def neighbours_table(
         those = sorted((one for one in found if one.kind == kind), key=lambda one: -one.similarity)
         for one in those:
             values = [f"{one.shares[m].mean:.2f} [{one.shares[m].low:.2f}, {one.shares[m].high:.2f}]" for m in methods]
-            rows.append([names[one.name], kind, names[one.nearest], f"{one.similarity:.3f}", *values])
+            rows.append([names[one.name], kind, names[one.nearest], f"{one.similarity:.3f}", f"{one.n}", *values])
         rhos = [rank_correlation(those, method) for method in methods]
         texts = ["" if np.isnan(rho) else f"{rho:+.2f}" for rho in rhos]
-        rows.append([f"Spearman's rho ({kind}s, n = {len(those)})", kind, "", "", *texts])
+        rows.append([f"Spearman's rho ({kind}s, n = {len(those)})", kind, "", "", "", *texts])
     notes = [
         "Share of images that are right in the row's own subject or style, against how much it looks like its nearest "
         "neighbour among those that the hypernetwork was trained on: mean cosine of reference pictures, of subjects by "
-        f"DINO, of styles by CLIP-I's model. Each share is of {n}; intervals resample pairs. With so few "
+        "DINO, of styles by CLIP-I's model. Intervals resample pairs. With so few "
         "subjects and styles a rank correlation below .9 is no sign of anything.",
     ]
-    header = ["", "kind", "nearest of training", "similarity", *(title(method) for method in methods)]
+    header = ["", "kind", "nearest of training", "similarity", "images", *(title(method) for method in methods)]
     return Table(f"Familiar and unfamiliar on the split {split}", header, rows, notes, str(provenance))

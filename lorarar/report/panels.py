@@ -146,7 +146,7 @@ def coefficients(splits: Sequence[Evidence], seed: int) -> Panel:
             Chart(
                 charts.columns(one.fitted, seed),
                 f"Coefficients of {names} for some columns of the weights, with their range over pairs.",
-                f"The paper's Figures 3 and 8: {charts.COLUMNS} columns drawn by lot, of layers that have coefficients. "
+                f"The paper's Figures 3 and 8: {charts.COLUMNS} columns drawn by lot, of layers that have them. "
                 f"Line: range over pairs; dot: median. {where}",
             ),
             Chart(
