@@ -8,7 +8,7 @@ from math import isnan
 from statistics import fmean
 
 from lorarar.report.scores import Row
-from lorarar.report.tables import Figures, Provenance, document, title
+from lorarar.report.tables import Figures, Provenance, Table, title
 from lorarar.scoring.statistics import rank_agreement, spread
 
 GROUPS = {
@@ -73,7 +73,7 @@ def agreement(view: View, other: View) -> float:
     return rank_agreement({"a": view.scores, "b": other.scores})["a", "b"]
 
 
-def ranking_table(first: View, others: Sequence[View], split: str, judge: Figures, provenance: Provenance) -> str:
+def ranking_table(first: View, others: Sequence[View], split: str, judge: Figures, provenance: Provenance) -> Table:
     """Every view's scores and how far its ranking agrees with that of `first`; each group in a sentence.
 
     Parameters
@@ -105,7 +105,7 @@ def ranking_table(first: View, others: Sequence[View], split: str, judge: Figure
             )
     if not any(view.group == "wording" for view in others):
         notes.append(f"The judge `{judge['judge']}` reads no words, so that there is no wording to change.")
-    return document(f"Does the ranking hold? (split {split})", header, rows, [*notes, str(provenance)])
+    return Table(f"Does the ranking hold? (split {split})", header, rows, notes, str(provenance))
 
 
 def _moves(views: Sequence[View], methods: Sequence[str]) -> str:

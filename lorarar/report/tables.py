@@ -1,4 +1,4 @@
-"""Markdown tables: this world's figures, the paper's beside them, and what they were made from."""
+"""Tables: this world's figures, the paper's beside them, and what they were made from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = {
     "unanswered": "answers that were neither yes nor no, which count as no",
 }
 """Columns of the MARS² table in words."""
-PAPER_NAMES = {"direct": "direct_merge"}
+PAPER_NAMES = {"direct": "direct_merge", "joint": "joint_training"}
 """Methods that data/paper_results.yaml calls otherwise."""
 
 
@@ -44,6 +44,33 @@ class Provenance:
         )
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table with what is to be said about it; `str` of it is Markdown. Cells may have `**bold**` and `code`.
+
+    Parameters
+    ----------
+    rows : the first cell of each is its label; those that are missing at the end are empty.
+    notes : paragraphs.
+    provenance : what it was made from, in a sentence.
+    shaded : whether cells begin with a share that may be shown as a shade.
+    """
+
+    heading: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    provenance: str = ""
+    shaded: bool = False
+
+    def __str__(self) -> str:
+        table = "\n".join(
+            f"| {' | '.join([*line, *[''] * (len(self.header) - len(line))])} |"
+            for line in [self.header, ["---"] + ["---:"] * (len(self.header) - 1), *self.rows]
+        )
+        return "\n\n".join(filter(None, [f"# {self.heading}", table, *self.notes, self.provenance])) + "\n"
+
+
 def title(method: str) -> str:
     """How tables and figures call a method or a control."""
     return METHODS[method].title if method in METHODS else CONTROLS[method].title
@@ -55,7 +82,7 @@ def mars2_table(
     split: str,
     judge: Figures,
     provenance: Provenance,
-) -> str:
+) -> Table:
     """MARS² of every method between floors and ceilings, with the paper's Table 1 beside it.
 
     Parameters
@@ -74,11 +101,11 @@ def mars2_table(
         "images", "pairs", "paper: average", "paper: best",
     ]  # fmt: skip
     rows = []
-    for method in _ordered(metrics):
+    for method in ordered(metrics):
         figures = metrics[method]
         published = paper.get(PAPER_NAMES.get(method, method), {})
         rows.append([
-            _label(method), _interval(figures, "mars2_average"), _interval(figures, "mars2_best"),
+            label(method), interval(figures, "mars2_average"), interval(figures, "mars2_best"),
             *(f"{figures[name]:.2f}" for name in shares),
             *(f"{figures[name]:.0f}" for name in (*unanswered, "n_images", "n_pairs")),
             *(f"{published[name]:.2f}" if name in published else "" for name in ("average", "best")),
@@ -87,11 +114,10 @@ def mars2_table(
     notes = [
         "MARS² average: share of images that are right in subject and style; best: share of pairs with at least one "
         f"such image; {explained}. Intervals resample whole pairs.",
-        _trusted(judge),
+        _trust(judge),
         _comparable(provenance.base, "(Table 1, SDXL, LLaVA-Critic 7B) are from another world with another judge"),
-        str(provenance),
     ]
-    return document(f"MARS² on the split {split}", header, rows, notes)
+    return Table(f"MARS² on the split {split}", header, rows, notes, str(provenance))
 
 
 def similarity_table(
@@ -100,7 +126,7 @@ def similarity_table(
     split: str,
     judge: Figures,
     provenance: Provenance,
-) -> str:
+) -> Table:
     """CLIP-I, DINO and CLIP-T of every method, with the paper's Table A2 beside them; arguments as in `mars2_table`."""
     names = ("clip_i", "dino", "clip_t")
     shown = ("CLIP-I", "DINO", "CLIP-T")
@@ -112,26 +138,21 @@ def similarity_table(
         *(f"paper: {name}" for name in shown),
     ]
     rows = []
-    for method in _ordered(metrics):
+    for method in ordered(metrics):
         figures = metrics[method]
         published = paper.get(PAPER_NAMES.get(method, method), {})
         rows.append([
-            _label(method), *(_interval(figures, name, 3) for name in names),
+            label(method), *(interval(figures, name, 3) for name in names),
             f"{figures['n_images']:.0f}", f"{figures['n_pairs']:.0f}",
             *(f"{published[name]:.3f}" if name in published else "" for name in names),
         ])  # fmt: skip
     notes = [
         "CLIP-I: mean cosine similarity to the style's picture; DINO: to the subject's pictures; CLIP-T: to "
         "the prompt without the rare token. CLIP-I and DINO reward copying a reference.",
-        "How well they tell right from wrong renderings (area under the ROC curve, 0.5 by chance, "
-        f"n = {judge['n']:.0f} each): subjects by DINO {_auc(judge, 'subject', 'dino')}; "
-        f"styles by CLIP-I {_auc(judge, 'style', 'clip_i')}."
-        if judge["n"]
-        else _trusted(judge),
+        _areas(judge),
         _comparable(provenance.base, "are from another world with other models"),
-        str(provenance),
     ]
-    return document(f"Standard metrics on the split {split}", header, rows, notes)
+    return Table(f"Standard metrics on the split {split}", header, rows, notes, str(provenance))
 
 
 def differences_table(
@@ -141,7 +162,7 @@ def differences_table(
     seed: int,
     resamples: int,
     provenance: Provenance,
-) -> str:
+) -> Table:
     """MARS² average of each merging method less that of the best floor and of the methods above it in the table.
 
     Parameters
@@ -163,10 +184,9 @@ def differences_table(
         f"Row less column, on the same {n['n_pairs']:.0f} pairs ({n['n_images']:.0f} images of each method). Intervals "
         "resample whole pairs, the same ones for both, so that what makes a pair hard cancels; **bold** where 0 lies "
         "outside. Each holds for itself: among twenty comparisons of equal methods, one is expected to be bold.",
-        str(provenance),
     ]
-    header = ["", *(f"less {_label(name)}" for name in against)]
-    return document(f"Differences of MARS² average on the split {split}", header, rows, notes)
+    header = ["", *(f"less {label(name)}" for name in against)]
+    return Table(f"Differences of MARS² average on the split {split}", header, rows, notes, str(provenance))
 
 
 def breakdown_table(
@@ -177,7 +197,7 @@ def breakdown_table(
     seed: int,
     resamples: int,
     provenance: Provenance,
-) -> str:
+) -> Table:
     """MARS² average of every method for each subject or each style apart, as in the paper's Figure A7.
 
     Parameters
@@ -195,31 +215,31 @@ def breakdown_table(
     sizes = next(iter(parts.values()))
     header = ["", *(f"{titles[name]} (n = {sum(map(len, sizes[name]))})" for name in titles)]
     rows = [
-        [_label(method), *(_ends(bootstrap_mean(parts[method][name], seed, resamples)) for name in titles)]
-        for method in _ordered(right)
+        [label(method), *(ends(bootstrap_mean(parts[method][name], seed, resamples)) for name in titles)]
+        for method in ordered(right)
     ]
     number = " or ".join(map(str, sorted({len(values) for values in sizes.values()})))
     notes = [
         f"Share of images that are right in subject and style, with 95% intervals. They resample the {number} pairs of "
         f"each {kind}: so few pairs make them rough, and rather too narrow.",
-        str(provenance),
     ]
-    return document(f"MARS² average by {kind} on the split {split}", header, rows, notes)
+    return Table(f"MARS² average by {kind} on the split {split}", header, rows, notes, str(provenance), shaded=True)
 
 
 def _difference(first: Right, second: Right, seed: int, resamples: int) -> str:
     found = paired_difference(list(first.values()), [second[pair] for pair in first], seed, resamples)
-    text = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    text = signed(found)
     return text if found.low <= 0 <= found.high else f"**{text}**"
 
 
-def _ordered(metrics: Mapping[str, Any]) -> list[str]:
+def ordered(metrics: Mapping[str, Any]) -> list[str]:
     """Floors first, then the methods, then the ceilings."""
     order = {"floor": 0, "ceiling": 2}
     return sorted(metrics, key=lambda name: order[CONTROLS[name].bound] if name in CONTROLS else 1)
 
 
-def _label(method: str) -> str:
+def label(method: str) -> str:
+    """`title`, and of a control which bound it is."""
     return f"{title(method)} ({CONTROLS[method].bound})" if method in CONTROLS else title(method)
 
 
@@ -229,14 +249,24 @@ def _comparable(base: str, otherwise: str) -> str:
     return f"The paper's figures {otherwise}: compare the ranking, not the values."
 
 
-def _trusted(judge: Figures) -> str:
+def _trust(judge: Figures) -> str:
     if not judge["n"]:
         return f"The judge was not examined: {judge['not_examined']}."
     return (
         "The judge's balanced accuracy on renderings whose answer is known "
-        f"(n = {judge['n']:.0f} each): subject {_interval(judge, 'subject_balanced_accuracy', 3)}, "
-        f"style {_interval(judge, 'style_balanced_accuracy', 3)}. Of wrong ones that look alike it knows: "
+        f"(n = {judge['n']:.0f} each): subject {interval(judge, 'subject_balanced_accuracy', 3)}, "
+        f"style {interval(judge, 'style_balanced_accuracy', 3)}. Of wrong ones that look alike it knows: "
         f"{_alike(judge)}."
+    )
+
+
+def _areas(judge: Figures) -> str:
+    if not judge["n"]:
+        return _trust(judge)
+    return (
+        "How well they tell right from wrong renderings (area under the ROC curve, 0.5 by chance, "
+        f"n = {judge['n']:.0f} each): subjects by DINO {_auc(judge, 'subject', 'dino')}; "
+        f"styles by CLIP-I {_auc(judge, 'style', 'clip_i')}."
     )
 
 
@@ -248,28 +278,28 @@ def _alike(judge: Figures) -> str:
         ("style", "same_family"): "another style of the family",
     }
     return ", ".join(
-        f"{words} {_interval(judge, f'{kind}_{way}_accuracy', 3)} (n = {judge[f'{kind}_n_{way}']:.0f})"
+        f"{words} {interval(judge, f'{kind}_{way}_accuracy', 3)} (n = {judge[f'{kind}_n_{way}']:.0f})"
         for (kind, way), words in ways.items()
         if judge.get(f"{kind}_n_{way}")
     )
 
 
 def _auc(judge: Figures, kind: Kind, score: str) -> str:
-    own = f", the judge's own probability {_interval(judge, f'{kind}_auc', 3)}" if f"{kind}_auc" in judge else ""
-    return f"{_interval(judge, f'{kind}_{score}_auc', 3)}{own}"
+    own = f", the judge's own probability {interval(judge, f'{kind}_auc', 3)}" if f"{kind}_auc" in judge else ""
+    return f"{interval(judge, f'{kind}_{score}_auc', 3)}{own}"
 
 
-def _interval(figures: Figures, name: str, digits: int = 2) -> str:
-    return _ends(Interval(figures[name], figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]), digits)
+def interval(figures: Figures, name: str, digits: int = 2) -> str:
+    """A figure that has its `_ci_low` and `_ci_high` beside it, as `ends` writes it."""
+    return ends(Interval(figures[name], figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]), digits)
 
 
-def _ends(found: Interval, digits: int = 2) -> str:
+def signed(found: Interval) -> str:
+    """`+0.14 [+0.02, +0.28]`, where what rounds to 0 has no minus."""
+    mean, low, high = (f"{round(value, 2) + 0.0:+.2f}" for value in found)
+    return f"{mean} [{low}, {high}]"
+
+
+def ends(found: Interval, digits: int = 2) -> str:
+    """`0.21 [0.10, 0.34]`."""
     return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-
-
-def document(heading: str, header: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str]) -> str:
-    table = "\n".join(
-        f"| {' | '.join([*line, *[''] * (len(header) - len(line))])} |"
-        for line in [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    )
-    return "\n\n".join([f"# {heading}", table, *notes]) + "\n"

@@ -53,7 +53,7 @@ def test_the_table_has_each_view_with_its_tau_and_sums_groups_up() -> None:
         ranking.View("wording", "swapped", {"direct": 0.9, "ziplora": 0.1, "lorarar": 0.5}, 4),
         *ranking.by_seed(METHODS),
     ]
-    text = ranking.ranking_table(ranking.headline(METHODS), views, "test", {}, PROVENANCE)
+    text = str(ranking.ranking_table(ranking.headline(METHODS), views, "test", {}, PROVENANCE))
     assert "| **MARS² average** | 0.25 | 0.75 | 0.50 |  | 4 |" in text
     assert "| wording: paper | 0.20 | 0.80 | 0.50 | 1.00 | 4 |" in text
     assert "| wording: swapped | 0.90 | 0.10 | 0.50 | -1.00 | 4 |" in text
@@ -65,5 +65,5 @@ def test_the_table_has_each_view_with_its_tau_and_sums_groups_up() -> None:
 
 def test_a_judge_without_words_is_named() -> None:
     views = ranking.by_seed(METHODS)
-    text = ranking.ranking_table(ranking.headline(METHODS), views, "val", {"judge": "verification"}, PROVENANCE)
+    text = str(ranking.ranking_table(ranking.headline(METHODS), views, "val", {"judge": "verification"}, PROVENANCE))
     assert "The judge `verification` reads no words" in text

@@ -96,7 +96,7 @@ def cells(text: str) -> list[list[str]]:
 
 def test_a_table_orders_floors_methods_and_ceiling_and_says_where_it_is_from() -> None:
     paper = {"direct_merge": {"average": 0.4, "best": 0.76}, "lorarar": {"average": 0.71, "best": 1.0}}
-    text = tables.mars2_table(metrics(), paper, "test", JUDGE, PROVENANCE)
+    text = str(tables.mars2_table(metrics(), paper, "test", JUDGE, PROVENANCE))
     found = cells(text)
     labels = ["Base alone (floor)", "Direct merge", "LoRA.rar", "Known truth (ceiling)"]
     assert [row[0] for row in found[1:]] == [*labels, "Known truth before the VAE (ceiling)"]
@@ -105,17 +105,17 @@ def test_a_table_orders_floors_methods_and_ceiling_and_says_where_it_is_from() -
     assert "seed 0" in text and "`2b`" in text and "compare the ranking" in text
     assert "subject 0.950 [0.940, 0.960]" in text
     assert "look alike it knows: another subject of the class 0.700 [0.500, 0.800] (n = 20)." in text
-    similarity = tables.similarity_table(metrics(), {}, "val", JUDGE, PROVENANCE)
+    similarity = str(tables.similarity_table(metrics(), {}, "val", JUDGE, PROVENANCE))
     assert "0.100 [0.100, 0.100]" in similarity
     assert "subjects by DINO 0.800 [0.750, 0.850];" in similarity
     assert "styles by CLIP-I 0.600 [0.550, 0.650], the judge's own probability 0.990 [0.980, 1.000]." in similarity
 
 
 def test_columns_that_say_nothing_new_are_not_shown() -> None:
-    heading = cells(tables.mars2_table(metrics(), {}, "val", JUDGE, PROVENANCE))[0]
+    heading = cells(str(tables.mars2_table(metrics(), {}, "val", JUDGE, PROVENANCE)))[0]
     assert "family" in heading and "unanswered" in heading
     dull = {"direct": metrics()["direct"] | {"family": 0.5, "style": 0.5, "unanswered": 0}}
-    text = tables.mars2_table(dull, {}, "val", JUDGE, PROVENANCE)
+    text = str(tables.mars2_table(dull, {}, "val", JUDGE, PROVENANCE))
     assert "family" not in cells(text)[0] and "whichever instance" not in text
     assert "unanswered" not in text
 
@@ -149,7 +149,7 @@ FIGURES = {
 
 
 def test_differences_are_paired_and_told_from_noise() -> None:
-    text = tables.differences_table(RIGHT, FIGURES, "test", 0, 500, PROVENANCE)
+    text = str(tables.differences_table(RIGHT, FIGURES, "test", 0, 500, PROVENANCE))
     heading, *rows = cells(text)
     assert heading == ["", "less Style LoRA alone (floor)", "less Direct merge", "less LoRA.rar"]
     assert [row[0] for row in rows] == ["Direct merge", "LoRA.rar", "NP-LoRA"]
@@ -166,13 +166,13 @@ def test_differences_are_paired_and_told_from_noise() -> None:
 
 def test_each_subject_and_each_style_has_its_column() -> None:
     titles = {"can": "can", "dog8": "dog #8"}
-    heading, *rows = cells(tables.breakdown_table(RIGHT, "subject", titles, "test", 0, 500, PROVENANCE))
+    heading, *rows = cells(str(tables.breakdown_table(RIGHT, "subject", titles, "test", 0, 500, PROVENANCE)))
     assert heading == ["", "can (n = 8)", "dog #8 (n = 8)"]
     by_label = {row[0]: row[1:] for row in rows}
     assert by_label["Direct merge"] == ["0.75 [0.50, 1.00]", "0.25 [0.00, 0.50]"]
     assert next(iter(by_label)) == "Base alone (floor)" and list(by_label)[-1] == "Known truth (ceiling)"
     titles = {"glowing": "glowing", "sticker": "sticker"}
-    text = tables.breakdown_table(RIGHT, "style", titles, "test", 0, 500, PROVENANCE)
+    text = str(tables.breakdown_table(RIGHT, "style", titles, "test", 0, 500, PROVENANCE))
     assert {row[0]: row[1] for row in cells(text)}["LoRA.rar"] == "0.88 [0.75, 1.00]"
     assert "2 pairs of each style" in text
 

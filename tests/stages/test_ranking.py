@@ -46,6 +46,7 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         (tmp_path / linked).symlink_to(ROOT / linked)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["evaluate"]["methods"] = ["direct", "average", "base_only"]
+    params["follow"] = "direct"
     params["bases"]["pocket"]["score"] |= {
         "judge": "http://localhost/bright",
         "ranking": {"images": 2, "judges": {"http://localhost/dark": {}}},
