@@ -8,7 +8,7 @@ from typing import Any
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, sha256
-from slurm.local import call_all, cores
+from slurm.local import call_all
 from stages.context import Context
 from stages.run import run
 
@@ -20,21 +20,21 @@ def main(context: Context) -> None:
     knobs = context.knobs.base
     if knobs is None:
         raise UserError(f"base {context.base}: is trained elsewhere; `lorarar doctor --base {context.base}` fetches it")
-    work, workers = Path(".work") / context.base / "base", context.params.workers or cores()
+    work = Path(".work") / context.base / "base"
     made = base.make(
         Path(),
         work,
         pictures=knobs.pictures,
         vae_steps=knobs.vae_steps,
         unet_steps=knobs.unet_steps,
-        workers=workers,
+        workers=context.workers,
     )
     shutil.copytree(made, context.data / "base", dirs_exist_ok=True)
     calls: dict[str, dict[str, Any]] = {
         name: {"arguments": [name, "--work", str(work / "judges"), "--steps", str(steps)]}
         for name, steps in knobs.judge_steps.items()
     }
-    call_all(calls, judges.main, workers, "judges")
+    call_all(calls, judges.main, context.workers, "judges")
     write_checksums(context.data)
 
 

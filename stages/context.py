@@ -80,9 +80,13 @@ class Context:
             if self.drawn or name not in CONTROLS or CONTROLS[name].bound != "ceiling"
         ]
 
-    def workers(self, stage: str) -> int:
+    @property
+    def workers(self) -> int:
+        return self.params.workers or cores()
+
+    def workers_of(self, stage: str) -> int:
         """Local worker processes: of a stage that wants a GPU one, as all of them would use the same."""
-        return self.params.workers or (1 if self.params.resources_of(stage).gpus else cores())
+        return self.params.workers or (1 if self.params.resources_of(stage).gpus else self.workers)
 
     @property
     def data(self) -> Path:
@@ -172,13 +176,13 @@ class Context:
         stage = store.root.name
         resources, executor = self.params.resources_of(stage), self.params.executor
         if self.plan:
-            show(store, function, listed, resources, executor, self.workers(stage), description)
+            show(store, function, listed, resources, executor, self.workers_of(stage), description)
             raise SystemExit(0)
         if executor == "inline":
             import torch
 
             torch.set_num_threads(1)  # as worker processes and jobs have, so that sums round alike
-        return store.run(function, listed, resources, description, executor, self.workers(stage))
+        return store.run(function, listed, resources, description, executor, self.workers_of(stage))
 
 
 def present(path: Path | str) -> Path:

@@ -166,9 +166,9 @@ def test_the_base_itself_is_not_trained_here(here: Path) -> None:
 
 def test_a_stage_that_wants_a_gpu_has_one_worker_unless_told(here: Path) -> None:
     context = Context.load()
-    assert context.workers("bank") == 1
+    assert context.workers_of("bank") == 1
     knobs = context.params.model_copy(update={"workers": 3})
-    assert Context(knobs, context.catalog).workers("bank") == 3
+    assert Context(knobs, context.catalog).workers_of("bank") == 3
 
 
 def test_the_model_is_computed_with_as_params_say(here: Path) -> None:
