@@ -32,7 +32,7 @@ repro: $(STAMP)
 	@echo 'Reproducing the benchmark (dvc repro): stages whose inputs did not change are skipped.'
 	@$(BIN)/python -m stages.check
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
-	@echo 'Results: results/*/tables and results/*/figures; numbers: $(BIN)/dvc metrics show'
+	@echo 'Results: results/*/report.html; numbers: $(BIN)/dvc metrics show'
 
 # The tests against a real Slurm, where they are asked for, mostly wait: a process of their own costs the others little.
 test: $(STAMP)

@@ -285,6 +285,8 @@ def score(
 
     for path in (out, out.with_suffix(".json")):
         refuse_existing(path, force, images, subject_refs, style_refs)
+    if judge and not prompts and not own.PROMPTS.exists():
+        raise UserError("--prompts: the wording is not in the package; give data/prompts.yaml of the repository")
     figures = own.score(
         images,
         subject_refs,

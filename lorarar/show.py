@@ -21,6 +21,7 @@ from lorarar.pictures import Picture
 EXAMPLES = Path("examples/pocket")
 """LoRAs of pocket's test subjects and styles, which no hypernetwork has seen, and a hypernetwork."""
 POCKET = Path("data/pocket/base")
+CLONE = "what the repository ships is not in the package; run this in a clone of it"
 GUIDANCE = {True: 1.5, False: 7.5}
 """Of pocket, and of others."""
 
@@ -72,6 +73,8 @@ def show(
     if out.exists() and any(out.iterdir()) and not force:
         raise UserError(f"{out}: exists; give another folder, or --force to replace pictures in it")
     files = [_find(name) for name in (content, style)]
+    if base == POCKET and not base.is_dir():
+        raise UserError(f"{base}: no such folder; {CLONE}, or give --base")
     prompt = prompt or _prompt(content, style)
     example = EXAMPLES / "hypernet.safetensors"
     if "lorarar" in methods and hypernet is None:
@@ -110,7 +113,8 @@ def _find(name: str) -> Path:
         return example
     if not Path(name).exists():
         known = ", ".join(sorted(path.stem for path in EXAMPLES.glob("*.safetensors") if path.stem != "hypernet"))
-        raise UserError(f"{name}: no such file, nor one of the examples ({known or f'none in {EXAMPLES}'})")
+        here = f"nor one of the examples ({known})" if known else f"and {EXAMPLES} is not here: {CLONE}"
+        raise UserError(f"{name}: no such file, {here}")
     return Path(name)
 
 

@@ -179,3 +179,13 @@ def test_files_that_exist_stay(files, monkeypatch, capsys) -> None:
     for words in (["merge", content, style, "-m", "direct"], ["convert", content]):
         error = fails(monkeypatch, capsys, *words, "-f", "peft", "-o", out.with_name("peft.safetensors"))
         assert "adapter_config.json: exists" in error and other.read_text() == "precious"
+
+
+def test_away_from_the_repository_a_judge_needs_its_wording(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lorarar.scoring.own.PROMPTS", tmp_path / "prompts.yaml")
+    folder = str(tmp_path)
+    words = ["score", folder, "--subject-refs", folder, "--style-refs", folder, "--judge", "http://localhost:1/v1"]
+    monkeypatch.setattr("sys.argv", ["lorarar", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and "give data/prompts.yaml of the repository" in capsys.readouterr().err

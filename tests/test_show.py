@@ -99,3 +99,17 @@ def test_pictures_are_replaced_only_when_told_so(tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, *words, tmp_path / "out", "--force") == 0
     assert run(monkeypatch, *words, tmp_path / "out" / "README.md", "--force") == 2
     assert "README.md: is a file; give a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["dog8", "glowing"], "dog8: no such file, and examples/pocket is not here: what the repository ships"),
+        (["cat.safetensors", "oil.safetensors"], "data/pocket/base: no such folder; what the repository ships"),
+    ],
+)
+def test_away_from_the_repository_one_line_says_what_to_do(files, words, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *words, "-o", "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line and "clone of it" in line and not Path("out").exists()

@@ -143,6 +143,12 @@ def test_every_output_is_there(finished: Path) -> None:
     assert "| LoRA.rar |" in (results / "tables/differences-test.md").read_text(encoding="utf-8")
     for kind in ("subject", "style"):
         assert "(n = 2) |" in (results / f"tables/mars2-by-{kind}-test.md").read_text(encoding="utf-8")
+    page = (results / "report.html").read_text(encoding="utf-8")
+    for section in ("results", "claim", "pictures", "failures", "coefficients", "cost", "learning", "trust", "made"):
+        assert f'<section id="{section}"' in page
+    assert "Joint training" in page and (results / "tables/claim-test.md").exists()
+    times = json.loads((results / "times.json").read_text())
+    assert times["splits"]["test"]["lorarar"]["seconds"]["median"] > 0 and times["tasks"]["bank"] == 6
     for name in ("mars2-test.png", "grid-test.webp", "overview-test.webp"):
         assert (results / "figures" / name).stat().st_size > 1000
 

@@ -1,0 +1,75 @@
+"""The wheel: what is in it, and the command that it installs, away from the repository."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lorarar.adapter import Adapter
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, unpacked."""
+    folder = tmp_path_factory.mktemp("package")
+    source = folder / "source"
+    source.mkdir()
+    # Built elsewhere, so that nothing is left beside the sources.
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "lorarar"):
+        (source / name).symlink_to(ROOT / name)
+    command = [
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
+    subprocess.run([sys.executable, *command, "--wheel-dir", str(folder), str(source)], check=True)
+    (wheel,) = folder.glob("*.whl")
+    assert wheel.stat().st_size < 1e6, "weights stay in the repository"
+    zipfile.ZipFile(wheel).extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+def call(package: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`lorarar` of the wheel, in a folder that is not the repository."""
+    return subprocess.run(
+        [sys.executable, "-m", "lorarar.cli", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(package)},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_the_library_is_in_it_and_nothing_else(package: Path) -> None:
+    found = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
+    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lorarar").rglob("*.py")}
+    pages = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("lorarar/*/pages/*")}
+    assert "lorarar/report/pages/report.html" in pages and code | pages <= found
+    assert {name.partition("/")[0].partition("-")[0] for name in found} == {"lorarar"}
+    (entry,) = package.glob("*.dist-info/entry_points.txt")
+    assert "lorarar = lorarar.cli:main" in entry.read_text()
+
+
+def test_merging_needs_nothing_of_the_repository(package: Path, tmp_path: Path, adapters) -> None:
+    names = ["cat.safetensors", "oil.safetensors"]
+    for adapter, name in zip(adapters, names, strict=True):
+        adapter.save(tmp_path / name)
+    done = call(package, tmp_path, "merge", *names, "-o", "both.safetensors", "-m", "direct")
+    assert done.returncode == 0, done.stderr
+    assert set(Adapter.load(tmp_path / "both.safetensors").ranks.values()) == {6}
+    where = [sys.executable, "-c", "import lorarar; print(lorarar.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(package)}, capture_output=True)
+    assert Path(found.stdout.decode().strip()).is_relative_to(package)
