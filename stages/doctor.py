@@ -23,8 +23,8 @@ from lorarar.errors import UserError
 from lorarar.merge.registry import METHODS
 from lorarar.scoring.judges import HUB_ID
 from slurm.fanout import choose
-from stages.check import verify
 from stages.context import Context
+from stages.intact import shipped
 from stages.params import Merger, Training
 
 COSTS = Path("data/costs.yaml")
@@ -144,7 +144,7 @@ def _weights(context: Context, download: bool) -> str:
 
     base = context.data / "base"
     if not (base / hub.NAME).exists():
-        verify(context.data)
+        shipped(context.data)
         return f"{context.data}: shipped, as SHA256SUMS says"
     folder, variant = hub.locate(base, download)
     check_files(folder, variant, hub.fetch_command(base))

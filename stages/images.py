@@ -11,6 +11,7 @@ import yaml
 
 from lorarar import pictures
 from lorarar.errors import UserError
+from lorarar.files import sha256
 from slurm.local import cores
 from stages.context import Context, collect, present
 from stages.run import run
@@ -25,6 +26,7 @@ def main(context: Context) -> None:
         photograph(context, Path(world["photographs"]), out)
     else:
         draw(context, out)
+    refuse_twins(out)
     collect(context.artifacts / "images", {path.name: path for path in out.iterdir()})
     shutil.rmtree(out)
 
@@ -65,6 +67,15 @@ def photograph(context: Context, folder: Path, out: Path) -> None:
         list(pool.map(write, files))
     attribution = photographs.attribution(context.subjects, context.styles)
     (out / "ATTRIBUTION.md").write_text(attribution, encoding="utf-8")
+
+
+def refuse_twins(folder: Path) -> None:
+    """Raise `UserError` if two subjects or styles have a picture in common: one may be trained on, the other tested."""
+    seen: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.png")):
+        twin = seen.setdefault(sha256(path), path)
+        if twin.parent != path.parent:
+            raise UserError(f"{path}: the same picture as {twin}; no picture may belong to two subjects or styles")
 
 
 if __name__ == "__main__":
