@@ -63,7 +63,7 @@ def photograph(context: Context, folder: Path, out: Path) -> None:
     def write(name: str) -> None:
         pictures.write(out / f"{name}.png", develop(files[name], photographs.sources.picture))
 
-    with ThreadPoolExecutor(context.params.workers or cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(write, files))
     attribution = photographs.attribution(context.subjects, context.styles)
     (out / "ATTRIBUTION.md").write_text(attribution, encoding="utf-8")
