@@ -125,6 +125,13 @@ class Generate(Section):
     batch_size: PositiveInt
 
 
+class Ranking(Section):
+    """Who else ranks the methods, and by how many images of each pair."""
+
+    images: PositiveInt
+    judges: dict[str, dict[str, Any]]
+
+
 class Score(Section):
     """Models that score, statistics of scores, and how closely the judge is examined."""
 
@@ -134,6 +141,7 @@ class Score(Section):
     dino: str
     resamples: PositiveInt
     judge_questions: int | None = Field(default=None, ge=10)
+    ranking: Ranking
 
 
 class BaseSections(Section):
@@ -186,6 +194,7 @@ class StageResources(Section):
     generate: Resources
     judge: Resources | None = None
     score: Resources
+    ranking: Resources
     quality: Resources | None = None
 
 

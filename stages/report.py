@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import yaml
 
 from lorarar import pictures
 from lorarar.catalog import Pair, Split, pair_name
+from lorarar.controls import CONTROLS
 from lorarar.errors import UserError
 from lorarar.files import atomic
-from lorarar.report import figures, tables
-from lorarar.report.scores import MEANS, by_pair, read
+from lorarar.report import figures, ranking, tables
+from lorarar.report.scores import MEANS, Row, by_pair, read
 from stages.context import Context, collect
 from stages.run import run
 
@@ -41,7 +42,8 @@ def main(context: Context) -> None:
         # The paper's tables are about the test split, one of them about KOALA, the others about SDXL.
         named = ("table_3_mars2_koala_700m", "") if context.base == "koala" else PAPER_TABLES
         mars2, similarity = (paper.get(name, {}) if split == "test" else {} for name in named)
-        right = {name: _right(context.artifacts / "score" / f"{name}-{split}.parquet") for name in context.methods}
+        rows = {name: read(context.artifacts / "score" / f"{name}-{split}.parquet") for name in context.methods}
+        right = {name: _right(of) for name, of in rows.items()}
         pairs = context.pairs(split)
         subjects, styles = ({member.name: member.title for member in members} for members in zip(*pairs, strict=True))
         resampling = (context.seed("score"), context.knobs.score.resamples)
@@ -52,21 +54,38 @@ def main(context: Context) -> None:
             "mars2-by-subject": tables.breakdown_table(right, "subject", subjects, split, *resampling, provenance),
             "mars2-by-style": tables.breakdown_table(right, "style", styles, split, *resampling, provenance),
         }
+        merged = {name: of for name, of in rows.items() if name not in CONTROLS}
+        if len(merged) > 1:
+            views = _views(context, split, merged)
+            made["ranking"] = ranking.ranking_table(ranking.headline(merged), views, split, judge, provenance)
         for name, text in made.items():
             _write(hidden / f"tables/{name}-{split}.md", text)
         figures.chart(hidden / f"figures/mars2-{split}.png", by_method, f"MARS² on {context.base}, split {split}")
         _grid(context, hidden / f"figures/grid-{split}.webp", split, pairs)
         # One pair for each subject, each with another style: small enough for a first look.
-        rows, columns = list(subjects), list(styles)
-        few = [pair for pair in pairs if rows.index(pair[0].name) % len(columns) == columns.index(pair[1].name)]
+        of_subject, of_style = list(subjects), list(styles)
+        few = [pair for pair in pairs if of_subject.index(pair[0].name) % len(of_style) == of_style.index(pair[1].name)]
         _grid(context, hidden / f"figures/overview-{split}.webp", split, few)
     for kind in ("tables", "figures"):
         collect(context.results / kind, {path.name: path for path in sorted((hidden / kind).iterdir())})
     _plot(context.results / "plots" / "methods.csv", metrics)
 
 
-def _right(path: Path) -> tables.Right:
-    return {pair: [row.right for row in rows] for pair, rows in by_pair(read(path)).items()}
+def _right(rows: Sequence[Row]) -> tables.Right:
+    return {pair: [row.right for row in of] for pair, of in by_pair(rows).items()}
+
+
+def _views(context: Context, split: str, rows: Mapping[str, Sequence[Row]]) -> list[ranking.View]:
+    """All other ways to rank the methods: by scores and seeds, and what stages ranking and quality found."""
+    found = ranking.other_scores(rows)
+    found += [ranking.View(**view) for view in _json(context.results / "ranking.json")[split]]
+    known = _json(context.results / "quality.json")["pairs"]
+    both = {method: known[f"{method}-{split}"] for method in rows if f"{method}-{split}" in known}
+    if len(both) == len(rows):
+        scores = {method: figures["both"] for method, figures in both.items()}
+        number = min(figures["n_images"] for figures in both.values())
+        found.append(ranking.View("judge", "the recogniser (has seen the truth: a check, no judge)", scores, number))
+    return [*found, *ranking.by_seed(rows)]
 
 
 def _grid(context: Context, path: Path, split: Split, pairs: list[Pair]) -> None:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorarar import pictures
-from lorarar.catalog import pair_name
 from lorarar.errors import UserError
 from lorarar.files import write_json
 from lorarar.report import scores
 from slurm.task import fingerprint
 from stages import scorers
-from stages.context import Context, present
+from stages.context import Context
 from stages.run import run
 
 if TYPE_CHECKING:
@@ -89,31 +88,11 @@ def judge_pair(
 def main(context: Context) -> None:
     """Score those pairs that are not there yet, then write one table and one metrics file."""
     method, split = context.arguments
-    generated = present(context.artifacts / "generate" / method / split)
     judges = context.data / "judges"
     families = judges / "recogniser"
-    names = scorers.named(context)
-    tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
-    shown: set[Path] = set()
-    for folder in sorted(path for path in generated.iterdir() if path.is_dir()):
-        try:
-            of_subject, of_style = folder.name.split("+")
-            subject, style = context.catalog.subjects[of_subject], context.catalog.styles[of_style]
-        except (KeyError, ValueError):
-            raise UserError(f"{folder}: not the name of a pair; delete the folder and run `dvc repro`") from None
-        references = [context.pictures(subject), context.pictures(style)]
-        arguments = {
-            "names": names,
-            "families": str(families) if families.exists() else None,
-            "images": str(folder),
-            "pair": [subject.name, style.name],
-            "references": [[str(path) for path in paths] for paths in references],
-            "words": style.words,
-            # One wording for all, so that CLIP-T compares methods and controls alike.
-            "prompt": context.catalog.class_prompt(subject, style),
-        }
-        tasks[pair_name(subject, style)] = (arguments, [folder, *references[0], *references[1]])
-        shown.update(*references)
+    shared = {"names": scorers.named(context), "families": str(families) if families.exists() else None}
+    pairs = scorers.shown(context, method, split)
+    tasks = {name: (shared | shown.arguments | {"prompt": shown.prompt}, shown.files) for name, shown in pairs.items()}
     store = context.store("score", CODE, judges, scorers.PROMPTS)
     done = context.fan_out(store, judge_pair, tasks, f"score {method} {split}")
     if not tasks:
@@ -126,7 +105,8 @@ def main(context: Context) -> None:
     scores.write(context.artifacts / "score" / f"{method}-{split}.parquet", rows)
     figures: dict[str, Any] = scores.summarise(rows, context.seed("score"), context.knobs.score.resamples)
     models = _models(list(done.values()))
-    figures["provenance"] = scorers.provenance(context, models) | {"references": fingerprint(sorted(shown))[:12]}
+    references = sorted({path for shown in pairs.values() for path in shown.files[1:]})
+    figures["provenance"] = scorers.provenance(context, models) | {"references": fingerprint(references)[:12]}
     write_json(context.results / "metrics" / f"{method}-{split}.json", figures)
 
 

@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorarar.errors import UserError
 from lorarar.files import sha256
-from stages.context import Context
+from stages.context import Context, present
 
 if TYPE_CHECKING:
     from lorarar.scoring.clip import Clip
@@ -35,6 +36,49 @@ def named(context: Context) -> dict[str, Any]:
     names = {kind: getattr(score, kind) for kind in ("judge", "clip", "dino")}
     found = {kind: str(shipped / name) if (shipped / name).is_dir() else name for kind, name in names.items()}
     return found | {"options": score.judge_options, "verdicts": f".work/{context.base}/verdicts"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is asked about one pair.
+
+    Attributes
+    ----------
+    arguments : of a task: `images`, the folder of generated ones, `pair`, `references` of subject and style, `words`.
+    files : all that is looked at.
+    prompt : what CLIP-T compares with, one wording for all, so that methods and controls are measured alike.
+    """
+
+    arguments: dict[str, Any]
+    files: list[Path]
+    prompt: str
+
+
+def shown(context: Context, method: str, split: str) -> dict[str, Shown]:
+    """Every pair that a method has images of on a split, by its name.
+
+    Raises
+    ------
+    UserError : there are no images, or of what is no pair.
+    """
+    found = {}
+    generated = present(context.artifacts / "generate" / method / split)
+    for folder in sorted(path for path in generated.iterdir() if path.is_dir()):
+        try:
+            of_subject, of_style = folder.name.split("+")
+            subject, style = context.catalog.subjects[of_subject], context.catalog.styles[of_style]
+        except (KeyError, ValueError):
+            raise UserError(f"{folder}: not the name of a pair; delete the folder and run `dvc repro`") from None
+        references = [context.pictures(subject), context.pictures(style)]
+        arguments = {
+            "images": str(folder),
+            "pair": [subject.name, style.name],
+            "references": [[str(path) for path in paths] for paths in references],
+            "words": style.words,
+        }
+        files = [folder, *references[0], *references[1]]
+        found[folder.name] = Shown(arguments, files, context.catalog.class_prompt(subject, style))
+    return found
 
 
 def provenance(context: Context, models: dict[str, Any]) -> dict[str, Any]:

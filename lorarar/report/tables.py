@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
 from typing import Any
 
 from lorarar.controls import CONTROLS
 from lorarar.merge.registry import METHODS
 from lorarar.scoring.judges import Kind
-from lorarar.scoring.statistics import Interval, bootstrap_mean, paired_difference, rank_agreement
+from lorarar.scoring.statistics import Interval, bootstrap_mean, paired_difference
 
 Figures = Mapping[str, float]
 Right = Mapping[tuple[str, str], Sequence[bool]]
@@ -92,7 +91,7 @@ def mars2_table(
         _comparable(provenance.base, "(Table 1, SDXL, LLaVA-Critic 7B) are from another world with another judge"),
         str(provenance),
     ]
-    return _document(f"MARS² on the split {split}", header, rows, notes)
+    return document(f"MARS² on the split {split}", header, rows, notes)
 
 
 def similarity_table(
@@ -132,7 +131,7 @@ def similarity_table(
         _comparable(provenance.base, "are from another world with other models"),
         str(provenance),
     ]
-    return _document(f"Standard metrics on the split {split}", header, rows, notes)
+    return document(f"Standard metrics on the split {split}", header, rows, notes)
 
 
 def differences_table(
@@ -164,11 +163,10 @@ def differences_table(
         f"Row less column, on the same {n['n_pairs']:.0f} pairs ({n['n_images']:.0f} images of each method). Intervals "
         "resample whole pairs, the same ones for both, so that what makes a pair hard cancels; **bold** where 0 lies "
         "outside. Each holds for itself: among twenty comparisons of equal methods, one is expected to be bold.",
-        *_agreement({name: metrics[name] for name in methods}),
         str(provenance),
     ]
     header = ["", *(f"less {_label(name)}" for name in against)]
-    return _document(f"Differences of MARS² average on the split {split}", header, rows, notes)
+    return document(f"Differences of MARS² average on the split {split}", header, rows, notes)
 
 
 def breakdown_table(
@@ -206,26 +204,13 @@ def breakdown_table(
         f"each {kind}: so few pairs make them rough, and rather too narrow.",
         str(provenance),
     ]
-    return _document(f"MARS² average by {kind} on the split {split}", header, rows, notes)
+    return document(f"MARS² average by {kind} on the split {split}", header, rows, notes)
 
 
 def _difference(first: Right, second: Right, seed: int, resamples: int) -> str:
     found = paired_difference(list(first.values()), [second[pair] for pair in first], seed, resamples)
     text = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
     return text if found.low <= 0 <= found.high else f"**{text}**"
-
-
-def _agreement(metrics: Mapping[str, Figures]) -> list[str]:
-    """Kendall's tau between the rankings of the methods by several scores, in a sentence."""
-    if len(metrics) < 3:
-        return []
-    scores = {"MARS² average": {name: figures["mars2_average"] for name, figures in metrics.items()}}
-    if all("mars2_soft" in figures for figures in metrics.values()):
-        scores["its soft form"] = {name: figures["mars2_soft"] for name, figures in metrics.items()}
-    scores["CLIP-I x DINO"] = {name: figures["clip_i"] * figures["dino"] for name, figures in metrics.items()}
-    taus = [f"{a} and {b} {tau:.2f}" for (a, b), tau in rank_agreement(scores).items() if not isnan(tau)]
-    agreed = f"How far scores agree on the ranking of these {len(metrics)} methods (Kendall's tau, 1 if wholly): "
-    return [f"{agreed}{', '.join(taus)}."] if taus else []
 
 
 def _ordered(metrics: Mapping[str, Any]) -> list[str]:
@@ -282,7 +267,7 @@ def _ends(found: Interval, digits: int = 2) -> str:
     return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
-def _document(heading: str, header: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str]) -> str:
+def document(heading: str, header: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str]) -> str:
     table = "\n".join(
         f"| {' | '.join([*line, *[''] * (len(header) - len(line))])} |"
         for line in [header, ["---"] + ["---:"] * (len(header) - 1), *rows]

@@ -164,16 +164,6 @@ def test_differences_are_paired_and_told_from_noise() -> None:
     assert "4 pairs (16 images of each method)" in text and "`2b`" in text
 
 
-def test_agreement_of_scores_on_the_ranking_is_told_for_three_methods_or_more() -> None:
-    text = tables.differences_table(RIGHT, FIGURES, "test", 0, 50, PROVENANCE)
-    # MARS² ranks direct < nplora < lorarar, DINO nplora < lorarar < direct.
-    assert "MARS² average and CLIP-I x DINO -0.33." in text
-    two = {name: RIGHT[name] for name in ("direct", "lorarar")}
-    assert "Kendall" not in tables.differences_table(two, FIGURES, "test", 0, 50, PROVENANCE)
-    alike = {name: figures | {"dino": 0.5} for name, figures in FIGURES.items()}
-    assert "Kendall" not in tables.differences_table(RIGHT, alike, "test", 0, 50, PROVENANCE), "there is no ranking"
-
-
 def test_each_subject_and_each_style_has_its_column() -> None:
     titles = {"can": "can", "dog8": "dog #8"}
     heading, *rows = cells(tables.breakdown_table(RIGHT, "subject", titles, "test", 0, 500, PROVENANCE))

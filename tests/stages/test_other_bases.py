@@ -21,7 +21,22 @@ from lorarar.errors import UserError
 from lorarar.pocket.critic import build_critic
 from lorarar.report import scores
 from lorarar.scoring.judges import JudgePrompts
-from stages import bank, base, check, generate, hypernet, joint, judge, merge, quality, report, score, study, ziplora
+from stages import (
+    bank,
+    base,
+    check,
+    generate,
+    hypernet,
+    joint,
+    judge,
+    merge,
+    quality,
+    ranking,
+    report,
+    score,
+    study,
+    ziplora,
+)
 from stages.context import Context, backbone
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +115,7 @@ def finished(root: Path) -> Path:
             arguments = Context.load([method, "test"])
             generate.main(arguments)
             score.main(arguments)
-        for stage in (quality, study, report):
+        for stage in (quality, ranking, study, report):
             stage.main(context)
     return root
 
