@@ -21,8 +21,9 @@ from lorarar import hub
 from lorarar.controls import CONTROLS
 from lorarar.errors import UserError
 from lorarar.merge.registry import METHODS
-from lorarar.scoring.judges import HUB_ID
+from lorarar.scoring.judges import HUB_ID, JudgePrompts
 from slurm.fanout import choose
+from stages import scorers
 from stages.context import Context
 from stages.intact import shipped
 from stages.params import Merger, Training
@@ -87,6 +88,9 @@ def costs(context: Context) -> list[Cost]:
     merged = sum(2 if name in METHODS else CONTROLS[name].adapter is not None for name in methods)
     images = knobs.generate.images_per_pair * len(pairs) * len(methods)
     questions = sum(subject.images + 1 for subject, _ in pairs) * knobs.generate.images_per_pair * len(methods)
+    # The judge in the paper's words is asked in stage score already.
+    rewordings = len(JudgePrompts.variants(scorers.PROMPTS)) - 1 + len(knobs.score.ranking.judges)
+    share = min(knobs.score.ranking.images / knobs.generate.images_per_pair, 1) * len(merging) / len(methods)
     forward, encode, decode = (counted.get(name, 0) * area for name in ("forward", "encode", "decode"))
 
     def training(one: Training, pictures: int) -> float:
@@ -111,6 +115,7 @@ def costs(context: Context) -> list[Cost]:
         ("merge", 0, 0.0, 2 * lora * merged * len(pairs)),
         ("generate", tasks, sampling, 3 * picture * images),
         ("score", tasks, questions * assumed["question"], 0.0),
+        ("ranking", len(pairs) * len(merging), questions * share * rewordings * assumed["question"], 0.0),
     ]
 
     def hours(stage: str, tasks: int, tflop: float) -> float | None:

@@ -24,7 +24,7 @@ def main(context: Context) -> None:
     if not context.drawn:
         reason = f"what {context.base} draws is recognised by no one: its subjects and styles are photographs"
         print(f"quality: {reason}")
-        write_json(context.results / "quality.json", {"not_known": reason})
+        write_json(context.results / "quality.json", {"not_known": reason, "pairs": {}})
         return
     settings = context.knobs.generate.model_dump(exclude={"images_per_pair"})
     bank = {entry.name for entry in context.members}
