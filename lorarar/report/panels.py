@@ -169,7 +169,7 @@ def gallery(splits: Sequence[Evidence]) -> Panel:
     blocks: Blocks = [
         Text(
             "The first image that each method made for a pair, whether it is a good one or not, with the judge's "
-            "verdict on it and how many of all images of the pair are right. All methods begin with the same noise."
+            "verdict on it and how many of all images of the pair are right. All sampling begins with the same noise."
         )
     ]
     for one in splits:
@@ -317,7 +317,7 @@ def _cell(one: Evidence, method: str, pair: tuple[str, str], row: Row, note: str
 
 def _failure(one: Evidence, method: str, bad: Bad) -> Cell:
     row = bad.image or one.rows[method][bad.pair][0]
-    return _cell(one, method, bad.pair, row, f"{one.named(bad.pair)}, {round(bad.share * bad.n)} of {bad.n}")
+    return _cell(one, method, bad.pair, row, f"{round(bad.share * bad.n)} of {bad.n}: {one.named(bad.pair)}")
 
 
 def _correlation(row: Mapping[str, Any], name: str) -> str:
