@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from torch import Tensor
 
 from lorarar.errors import UserError
 from lorarar.files import atomic
+
+SIZE = sha256().digest_size
+"""Bytes of the checksum that a state ends with."""
 
 
 class Interrupted(Exception):
@@ -44,7 +49,10 @@ class Checkpoint:
         if not self.path.exists():
             return 0
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            content, checksum = (whole := self.path.read_bytes())[:-SIZE], whole[-SIZE:]
+            if checksum != sha256(content).digest():  # which torch does not look for
+                raise ValueError
+            state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
             if state["settings"] != settings:
                 raise UserError(f"{self.path}: made with other settings; delete it to train from the start")
             with torch.no_grad():
@@ -63,8 +71,10 @@ class Checkpoint:
         """Keep the state if it is time, after so many steps. Raises `Interrupted` if asked to stop."""
         stop = self.stop()
         if stop or step % self.every == 0:
+            content = BytesIO()
+            state = {"step": step, "parameters": parameters, "optimizer": optimizer.state_dict()}
+            torch.save({**state, "settings": dict(settings)}, content)
             with atomic(self.path) as temporary:
-                state = {"step": step, "parameters": parameters, "optimizer": optimizer.state_dict()}
-                torch.save({**state, "settings": dict(settings)}, temporary)
+                temporary.write_bytes(content.getvalue() + sha256(content.getbuffer()).digest())
         if stop:
             raise Interrupted(f"stopped after step {step}; {self.path} keeps its state")

@@ -28,7 +28,7 @@ def read(path: Path | str) -> Picture:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such picture; delete its folder and run `dvc repro` again") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable picture ({error}); delete it and run `dvc repro` again") from None
 
 

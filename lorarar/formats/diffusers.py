@@ -34,8 +34,8 @@ _KEY = re.compile(
 def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Layers:
     """Layer -> (down, up) with alpha folded into `up`; `source` names the file in messages."""
     try:
-        configuration = dict(json.loads(metadata.get(CONFIGURATION, "{}")))
-    except (ValueError, TypeError):
+        configuration = peft.json_object(metadata.get(CONFIGURATION, "{}"))
+    except ValueError:
         raise UserError(
             f"{source}: metadata `{CONFIGURATION}` is not a JSON object, so alpha is unknown; save it again"
         ) from None

@@ -55,6 +55,10 @@ def _factors(
     for part in ("down", "up"):
         if part not in parts:
             raise UserError(f"{source}: layer {layer} has no `{part}` matrix; the file is incomplete, make it again")
+    for part, tensor in parts.items():
+        if tensor.is_complex() or (part != "alpha" and not tensor.is_floating_point()):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{source}: `{part}` of layer {layer} is of {kind}, not real numbers; convert it first")
     down, up = parts["down"], parts["up"]
     shapes = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
     if down.ndim not in (2, 4) or up.ndim != down.ndim or any(size != 1 for size in up.shape[2:]):

@@ -36,10 +36,10 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: st
     beside = Path(source).with_name(CONFIGURATION)
     configuration: dict[str, Any] = {}
     try:
-        configuration = dict(json.loads(beside.read_text(encoding="utf-8")))
+        configuration = json_object(beside.read_text(encoding="utf-8"))
     except FileNotFoundError:
         _log.warning("%s: no %s beside it, so alpha is taken to be the rank", source, CONFIGURATION)
-    except (ValueError, TypeError):
+    except (ValueError, OSError):
         raise UserError(f"{beside}: not a JSON object, so alpha is unknown; fetch or make it again") from None
 
     def scale_of(layer: str, rank: int) -> float:
@@ -91,14 +91,31 @@ def scale(configuration: Mapping[str, Any], path: str, rank: int, source: str) -
     begins = str(configuration.get("init_lora_weights")).lower()
     if begins.startswith(_CHANGES_BASE):
         raise UserError(f"{source}: its {begins} also changed the base's weights; convert it to a plain LoRA first")
-    expected = _chosen(configuration.get("rank_pattern"), path, configuration.get("r", rank))
+    try:
+        expected = _chosen(configuration.get("rank_pattern"), path, configuration.get("r", rank))
+        alpha = float(_chosen(configuration.get("alpha_pattern"), path, configuration.get("lora_alpha", rank)))
+    except (AttributeError, TypeError, ValueError, OverflowError, re.error) as error:
+        raise UserError(
+            f"{source}: its configuration tells no alpha of layer {path} ({error}); "
+            "give the file the configuration it was saved with"
+        ) from None
     if expected != rank:
         raise UserError(
             f"{source}: layer {path} has rank {rank} but its configuration says {expected}; "
             "give the file the configuration it was saved with"
         )
-    alpha = _chosen(configuration.get("alpha_pattern"), path, configuration.get("lora_alpha", rank))
     return alpha / (rank**0.5 if configuration.get("use_rslora") else rank)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The object that a text from a stranger is; raises `ValueError` if it is none."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
 
 
 def _chosen(pattern: Mapping[str, Any] | None, path: str, otherwise: Any) -> Any:
@@ -108,6 +125,9 @@ def _chosen(pattern: Mapping[str, Any] | None, path: str, otherwise: Any) -> Any
 
 @lru_cache(maxsize=4096)  # re's own cache is smaller than the patterns of one file can be
 def _ending(key: str) -> re.Pattern[str]:
+    # It comes with the file: with few repetitions, and none of a group, it cannot take for ever.
+    if len(key) > 300 or sum(map(key.count, "*+?{")) > 3 or re.search(r"\)[*+?{]", key):
+        raise ValueError(f"{key!r} is no simple pattern")
     return re.compile(rf"(?:.*\.)?(?:{key})")
 
 
