@@ -1,8 +1,13 @@
 """The one exception that stands for a user's mistake."""
 
+LONGEST = 500
+"""Characters of a line that are shown: what a strange file holds may be a million."""
+
 
 class UserError(Exception):
     """A mistake the user can mend: its message is one line that names the file or key, what is wrong and what to do.
+
+    Of a message that quotes what should not reach a terminal, such as escape sequences, only the printable is kept.
 
     Attributes
     ----------
@@ -10,3 +15,11 @@ class UserError(Exception):
     """
 
     plain = True
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(map(_shown, message.split("\n"))))
+
+
+def _shown(line: str) -> str:
+    line = "".join(letter if letter.isprintable() else "?" for letter in line)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from lorarar.errors import UserError
 
@@ -21,11 +27,15 @@ def atomic(path: Path | str, durable: bool = True) -> Iterator[Path]:
 
     Without `durable` there is no fsync, and a power cut may leave an empty file: for what is checked when it is read
     and can be made again.
+
+    Raises
+    ------
+    UserError : the disk is full, however the writer in the block says so.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept last, because image and tensor writers choose their format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}{path.suffix}")
     try:
         yield temporary
         temporary.chmod(0o666 & ~UMASK)  # some writers keep their files from all others
@@ -33,8 +43,32 @@ def atomic(path: Path | str, durable: bool = True) -> Iterator[Path]:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except Exception as error:
+        if _disk_is_full(error, path.parent):
+            raise UserError(f"{path}: no space left on the disk; free some and run again") from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary files and folders, here and below, whose writers were processes of this machine and are gone."""
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            found = _TEMPORARY.fullmatch(name)
+            if found and not psutil.pid_exists(int(found["pid"])):
+                path = Path(parent, name)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)]
+
+
+_TEMPORARY = re.compile(rf"\..+\.{re.escape(socket.gethostname())}-(?P<pid>\d+)(\.\w+)?")
+
+
+def _disk_is_full(error: Exception, folder: Path) -> bool:
+    """Tensor writers have errors of their own: one quotes the system, another is told by the lack of room alone."""
+    told = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+    return told or shutil.disk_usage(folder).free < 1 << 16
 
 
 def refuse_existing(out: Path, force: bool, *sources: Path) -> None:

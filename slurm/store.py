@@ -61,8 +61,8 @@ class Store:
             if task.folder.exists():
                 print(f"{description}: {task.name}: its files are damaged or have no record; done again", flush=True)
                 shutil.rmtree(task.folder)
+        self._clean(missing)
         if missing:
-            self._clean(missing)
             Journal(self.root).begin(description, planned, executor, resources)
             fan_out(missing, function, resources, executor, workers, description)
         return {task.name: task.folder for task in planned}

@@ -1,37 +1,72 @@
-"""Before anything runs: is all of params.yaml right, and are the shipped weights what they were?"""
+"""Before anything runs: is params.yaml right, are the shipped weights what they were, and is DVC able to go on?"""
 
 from __future__ import annotations
 
+import fcntl
+import json
+import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lorarar.errors import UserError
-from lorarar.files import sha256
+import psutil
+
 from stages.context import Context
 from stages.run import run
 
+LOCKED = Path("requirements.lock")
+TABLE = Path(".dvc/tmp/rwlock")
+"""DVC's table of which process reads and writes what."""
+
 
 def main(context: Context) -> None:
-    """Loading the context has checked params.yaml and the catalogue; the weights are compared with SHA256SUMS."""
-    verify(context.data)
+    """Loading the context has checked params.yaml and the catalogue, and `run` the weights."""
+    forget_killed(TABLE)
+    if other := other_versions(LOCKED):
+        print(f"note: not the versions of {LOCKED}, so figures may differ in their last digits: {', '.join(other)}")
 
 
-def verify(data: Path) -> None:
-    """Compare every shipped file with `SHA256SUMS`.
+def other_versions(lock: Path) -> list[str]:
+    """Packages that are installed in another version than the lock file's."""
+    other = []
+    for name, expected in re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(encoding="utf-8"), re.MULTILINE):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue  # what is missed says so itself
+        if found != expected:
+            other.append(f"{name} {found} ({expected})")
+    return other
 
-    Raises
-    ------
-    UserError : a file is missing or has changed.
-    """
+
+def forget_killed(table: Path) -> None:
+    """Remove DVC's table if no DVC is left of those in it: one that was killed while it wrote it stops all others."""
     try:
-        lines = (data / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise UserError(f"{data / 'SHA256SUMS'}: cannot be read; restore it with `git checkout {data}`") from None
-    for line in lines:
-        expected, name = line.split("  ", 1)
-        path = data / name
-        if not path.is_file() or sha256(path) != expected:
-            state = "has changed" if path.is_file() else "is missing"
-            raise UserError(f"{path}: {state}; restore it with `git checkout {data}`")
+        guard = table.with_name("rwlock.lock").open("a")
+    except FileNotFoundError:
+        return  # DVC has never run here
+    with guard:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # someone is just writing it
+        try:
+            content = json.loads(table.read_bytes())
+            entries = [*content["write"].values(), *(entry for each in content["read"].values() for entry in each)]
+            alive = any(_runs_dvc(entry["pid"]) for entry in entries)
+        except FileNotFoundError:
+            return
+        except (ValueError, LookupError, TypeError, AttributeError):
+            alive = False
+        if not alive:
+            table.unlink()
+
+
+def _runs_dvc(pid: int) -> bool:
+    """Whether the process is there and still the DVC it was: numbers of processes are used again."""
+    try:
+        return any("dvc" in word for word in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ def main(context: Context) -> None:
         write_json(hidden / name / "plan.json", plan)
         for pair in context.evaluated:
             adapter = _adapter(context, name, pair)
+            if isinstance(adapter, Adapter):
+                adapter.check(f"{name} of {pair_name(*pair)}")  # NaN would be sampled as black
             if adapter:
                 adapter.save(hidden / name / f"{pair_name(*pair)}.safetensors")
     collect(context.artifacts / "merge", {name: hidden / name for name in context.params.evaluate.methods})

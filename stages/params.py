@@ -222,8 +222,7 @@ def load(path: Path, catalog: Catalog) -> Params:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        tree = yaml.compose(text, yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        tree, content = _parse(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run this in the root of the repository") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -232,20 +231,57 @@ def load(path: Path, catalog: Catalog) -> Params:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError(f"{place}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from None
+    except (ValueError, RecursionError) as error:  # no such date, a number of 5000 digits, a thousand brackets
+        raise UserError(f"{path}: cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: empty; restore it from git")
 
-    problems = list(_repeated(tree))
+    problems = [*_repeated(tree), *_unknown_names(content, catalog)]
     try:
         params = Params.model_validate(content)
         problems += _contradictions(params, catalog)
     except ValidationError as error:
         problems += [_explain(details) for details in error.errors()]
     if problems:
-        placed = sorted((_line(tree, key), key, reason) for key, reason in problems)
-        lines = [f"{path}:{line}: {'.'.join(map(str, key))}: {reason}" for line, key, reason in placed]
+        placed = sorted((_line(tree, key), ".".join(map(str, key)), reason) for key, reason in problems)
+        lines = [f"{path}:{line}: {key}: {reason}" for line, key, reason in placed]
         raise UserError("\n".join(lines))
     return params
+
+
+def _parse(text: str) -> tuple[Any, Any]:
+    """The nodes of a YAML document, which know their lines, and what they stand for."""
+    loader = _Loader(text)
+    tree = loader.get_single_node()
+    return tree, loader.construct_document(tree) if tree else None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, of which a few lines can stand for more than fits into memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            reason = "aliases are not read here, write the value out"
+            raise yaml.composer.ComposerError(problem=reason, problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+def _unknown_names(content: dict[Any, Any], catalog: Catalog) -> Iterator[tuple[Key, str]]:
+    """Names of nothing: looked for in the file itself, so that they are told beside values of wrong types."""
+    methods = [*METHODS, *CONTROLS]
+    known: dict[Key, tuple[str, list[str]]] = {
+        ("evaluate", "methods"): ("method", methods),
+        ("study", "methods"): ("method", methods),
+    }
+    for base in Bases.model_fields:
+        known["bases", base, "bank", "subjects"] = ("subject", list(catalog.subjects))
+        known["bases", base, "bank", "styles"] = ("style", list(catalog.styles))
+    for key, (kind, names) in known.items():
+        value: Any = content
+        for part in key:
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            yield from _names(key, kind, value, names)
 
 
 def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str]]:
@@ -254,14 +290,13 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
     if params.base not in bases:
         yield ("base",), _unknown("base", params.base, bases)
         return
+    shipped = Path("data", params.base)
+    if not (shipped / "base").is_dir():
+        yield ("base",), f"{shipped / 'base'} is not there; restore it with `git checkout {shipped}`, or choose another"
     evaluate = params.evaluate
-    yield from _names(("evaluate", "methods"), "method", evaluate.methods, [*METHODS, *CONTROLS])
     yield from _names(("evaluate", "splits"), "split", evaluate.splits, get_args(EvaluatedSplit))
-    yield from _names(("study", "methods"), "method", params.study.methods, [*METHODS, *CONTROLS])
     for name in bases:
         base, key = getattr(params.bases, name), ("bases", name)
-        yield from _names((*key, "bank", "subjects"), "subject", base.bank.subjects, list(catalog.subjects))
-        yield from _names((*key, "bank", "styles"), "style", base.bank.styles, list(catalog.styles))
         for method, options in base.merge.items():
             yield from _names((*key, "merge"), "method", [method], METHODS)
             for option in options if method in METHODS else ():
@@ -269,9 +304,9 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
                     yield (*key, "merge", method, option), _unknown("option", option, METHODS[method].options)
         yield from _names((*key, "hypernet", "guided"), "projection", base.hypernet.guided, None)
         for kind, (form, pattern) in ELSEWHERE.items():
-            model, shipped = getattr(base.score, kind), Path("data") / name / "judges"
-            if not pattern.fullmatch(model) and not (model and (shipped / model).is_dir()):
-                known = sorted(path.name for path in shipped.glob("*"))
+            model = getattr(base.score, kind)
+            known = sorted(path.name for path in Path("data", name, "judges").glob("*"))
+            if not pattern.fullmatch(model) and model not in known:
                 yield (*key, "score", kind), f"{_unknown(kind, model, known)}, or give {form}"
 
     bank = params.chosen.bank

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lorarar.errors import UserError
+from lorarar.files import sweep
 from slurm.control import cancel
+from slurm.element import name_of
 from slurm.queue import ClusterError
 from slurm.task import TaskError
+from stages import intact
 from stages.context import Context
 
 
@@ -26,10 +29,11 @@ def run(stage: Callable[[Context], None], *arguments: str) -> None:
     ----------
     arguments : names of the positional arguments the stage takes on its command line.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m stages.{stage.__module__.rpartition('.')[2]}")
+    name = name_of(stage).partition(":")[0].rpartition(".")[2]
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{name}")
     parser.description = (sys.modules[stage.__module__].__doc__ or "").splitlines()[0]
-    for name in arguments:
-        parser.add_argument(name)
+    for argument in arguments:
+        parser.add_argument(argument)
     parser.add_argument("--plan", action="store_true", help="show what would be done, and where, and do nothing")
     parser.add_argument("--cancel", action="store_true", help="on Ctrl-C also cancel the jobs that are in the queue")
     given = parser.parse_args()
@@ -39,7 +43,14 @@ def run(stage: Callable[[Context], None], *arguments: str) -> None:
     # A polite kill ends as Ctrl-C does: workers are stopped, finished tasks are kept.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        stage(Context.load([getattr(given, name) for name in arguments], given.plan))
+        context = Context.load([getattr(given, argument) for argument in arguments], given.plan)
+        if name != "base":  # which makes what is shipped
+            intact.shipped(context.data)
+        if name not in ("base", "check") and "DVC_STAGE" not in os.environ and not context.plan:
+            intact.made("@".join(filter(None, [name, "-".join(context.arguments)])))
+        for folder in (context.artifacts, context.results, Path(".work") / context.base):
+            sweep(folder)
+        stage(context)
     except KeyboardInterrupt:
         if given.cancel:
             cancel(Path(".work"))

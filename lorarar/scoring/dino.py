@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class Dino:
         try:
             processor = AutoImageProcessor.from_pretrained(name, local_files_only=not download)
             model = AutoModel.from_pretrained(name, dtype=torch.float32, local_files_only=not download)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             why = reason(error, name, download)
             raise UserError(f"{name}: transformers cannot load this DINO model {why}") from error
         return cls(model, processor, device, name)

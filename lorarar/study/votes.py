@@ -110,16 +110,12 @@ def read_csv(path: Path | str) -> list[Vote]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restkey="(too many values)", restval="", strict=True)
             header = list(reader.fieldnames or [])
+            _check_header(path, header)
             rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV table in UTF-8 ({error})") from None
-    for name in header:
-        if name not in COLUMNS:
-            raise UserError(f"{path}: unknown column {name!r}; known: {', '.join(COLUMNS)}")
-    if missing := [name for name in REQUIRED if name not in header]:
-        raise UserError(f"{path}: no column {', '.join(missing)}; add it")
     votes: list[Vote] = []
     seen: dict[tuple[Any, ...], int] = {}
     simulated: dict[str, int] = {}
@@ -140,6 +136,16 @@ def read_csv(path: Path | str) -> list[Vote]:
     if len(simulated) > 1:
         raise UserError(f"{path}:{max(simulated.values())}: votes of simulated and of real raters; keep them apart")
     return votes
+
+
+def _check_header(path: Path | str, header: Sequence[str]) -> None:
+    for name in header:
+        if name not in COLUMNS:
+            raise UserError(f"{path}: unknown column {name!r}; known: {', '.join(COLUMNS)}")
+        if header.count(name) > 1:
+            raise UserError(f"{path}: the column {name} appears twice; take one out")
+    if missing := [name for name in REQUIRED if name not in header]:
+        raise UserError(f"{path}: no column {', '.join(missing)}; add it")
 
 
 def check_against(path: Path | str, votes: Sequence[Vote], study: Study) -> None:

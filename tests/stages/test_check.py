@@ -8,13 +8,13 @@ import pytest
 
 from lorarar.errors import UserError
 from stages.base import write_checksums
-from stages.check import verify
+from stages.intact import shipped
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def shipped(tmp_path):
+def folder(tmp_path):
     for name in ("base/unet.bin", "judges/clip/model.bin"):
         path = tmp_path / name
         path.parent.mkdir(parents=True)
@@ -23,23 +23,23 @@ def shipped(tmp_path):
     return tmp_path
 
 
-def test_what_was_listed_is_accepted(shipped):
-    verify(shipped)
+def test_what_was_listed_is_accepted(folder):
+    shipped(folder)
 
 
-def test_a_flipped_byte_is_named(shipped):
-    (shipped / "base/unet.bin").write_bytes(b"case/unet.bin")
+def test_a_flipped_byte_is_named(folder):
+    (folder / "base/unet.bin").write_bytes(b"case/unet.bin")
     with pytest.raises(UserError, match=r"base/unet\.bin: has changed; restore it with `git checkout"):
-        verify(shipped)
+        shipped(folder)
 
 
-def test_a_missing_file_is_named(shipped):
-    (shipped / "judges/clip/model.bin").unlink()
+def test_a_missing_file_is_named(folder):
+    (folder / "judges/clip/model.bin").unlink()
     with pytest.raises(UserError, match=r"judges/clip/model\.bin: is missing"):
-        verify(shipped)
+        shipped(folder)
 
 
 def test_the_weights_of_this_checkout_are_what_was_shipped():
-    verify(ROOT / "data/pocket")
+    shipped(ROOT / "data/pocket")
     files = [path for folder in ("base", "judges") for path in (ROOT / "data/pocket" / folder).rglob("*")]
     assert sum(path.stat().st_size for path in files if path.is_file()) < 40e6

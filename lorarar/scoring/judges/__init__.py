@@ -164,7 +164,7 @@ JUDGES = {
 }
 """Kind of judge -> the class that loads it. A folder's kind is the `model_type` of its config.json."""
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def load_judge(where: Path | str, prompts: JudgePrompts, device: str = "cpu", **options: Any) -> Judge:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ class LlavaCritic:
         try:
             processor = AutoProcessor.from_pretrained(source, **where)
             model = LlavaOnevisionForConditionalGeneration.from_pretrained(source, **where, **options)
-        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
             why = reason(error, source, download)
             raise UserError(f"{source}: transformers cannot load this critic {why}") from error
         if options["device_map"] is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,8 @@ class VerificationJudge:
                 test = as_tensor([questions[place].test for place in batch]).to(self.device)
                 probabilities = network(reference, test).float().sigmoid().tolist()
                 for place, probability in zip(batch, probabilities, strict=True):
-                    verdicts[place] = Verdict(probability > 0.5, probability)
+                    known = isfinite(probability)  # else the network is broken, which is no answer
+                    verdicts[place] = Verdict(probability > 0.5, probability) if known else Verdict(None)
         return [verdict for verdict in verdicts if verdict is not None]
 
 

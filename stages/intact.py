@@ -1,0 +1,86 @@
+"""Whether the files a stage reads are what was shipped, or what DVC has made: a flipped bit must not reach a table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorarar.errors import UserError
+from lorarar.files import sha256
+
+LOCK, CACHE = Path("dvc.lock"), Path(".dvc/cache/files/md5")
+
+
+def shipped(data: Path) -> None:
+    """Compare every shipped file with `SHA256SUMS`.
+
+    Raises
+    ------
+    UserError : a file is missing or has changed.
+    """
+    try:
+        lines = (data / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise UserError(f"{data / 'SHA256SUMS'}: cannot be read; restore it with `git checkout {data}`") from None
+    for line in lines:
+        expected, name = line.split("  ", 1)
+        path = data / name
+        if not path.is_file() or sha256(path) != expected:
+            raise UserError(f"{path}: {_state(path)}; restore it with `git checkout {data}`")
+
+
+def made(stage: str) -> None:
+    """For a stage that is run by hand: compare what it reads of other stages with what `dvc.lock` says of it.
+
+    DVC does so itself, and makes anew what has changed.
+
+    Parameters
+    ----------
+    stage : as dvc.lock calls it, such as `score@direct-test`. Of one that it does not have, everything is compared.
+
+    Raises
+    ------
+    UserError : a file is missing or has changed.
+    """
+    try:
+        stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        return  # nothing was made by DVC yet
+    read = [item["path"] for item in stages[stage].get("deps", [])] if stage in stages else ["artifacts", "results"]
+    for name, entry in stages.items():
+        for out in entry.get("outs", []) if name != stage else []:
+            for path, md5 in _files(out) if any(_overlap(out["path"], other) for other in read) else []:
+                if not path.is_file() or _md5(path) != md5:
+                    raise UserError(f"{path}: {_state(path)} since DVC made it; run `dvc repro`")
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Whether one path is the other or within it."""
+    return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
+
+
+def _files(out: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Files of an out with their MD5. Of a folder, DVC's cache has the list, if it keeps that folder at all."""
+    path, md5 = Path(out["path"]), out.get("md5", "")
+    if not md5.endswith(".dir"):
+        yield path, md5
+        return
+    try:
+        listed = json.loads((CACHE / md5[:2] / md5[2:]).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    yield from ((path / entry["relpath"], entry["md5"]) for entry in listed)
+
+
+def _state(path: Path) -> str:
+    return "has changed" if path.is_file() else "is missing"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
