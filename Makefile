@@ -4,11 +4,12 @@ BIN := .venv/bin
 STAMP := .venv/installed-from-requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-cluster check-full-size
+.PHONY: help repro test test-faults test-cluster check-full-size
 
 help:
 	@echo 'make repro   run the whole benchmark: train, merge, generate, score, write results/ (does only what is missing)'
 	@echo 'make test    lint, check types and run the tests'
+	@echo 'make test-faults    kills, flipped bits, full disks and 400,000 spoilt files (docs/reliability.md; about an hour)'
 	@echo 'make test-cluster   test against a real Slurm of two nodes, started here (needs slurm-wlm, munge and root)'
 	@echo 'make check-full-size   the whole UNets of SDXL and KOALA, random weights, on the CPU (6 minutes, 9 GiB of memory)'
 	@echo 'All first set up .venv from requirements.lock if that is needed; PYTHON=... chooses the interpreter (now $(PYTHON)).'
@@ -23,7 +24,7 @@ setup:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo 'error: requirements.lock is for Python 3.11, $(PYTHON) is another'; exit 1; }
 	@echo 'Setting up .venv from requirements.lock (about 3 GB the first time) ...'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@cp requirements.lock $(STAMP)
 	@echo 'Environment ready.'
@@ -43,6 +44,9 @@ test: $(STAMP)
 	@$(BIN)/mypy
 	@echo 'Running the tests (pytest) ...'
 	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(if $(TEST_CLUSTER),3,2) --dist loadfile
+
+test-faults: $(STAMP)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' -rs tests/faults
 
 test-cluster: $(STAMP)
 	@TEST_CLUSTER=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -rs tests/cluster
