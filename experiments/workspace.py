@@ -60,7 +60,7 @@ def run(experiment: Experiment, setting: Setting, commit: str) -> dict[str, Any]
     UserError : a stage failed; it has said why.
     """
     tree = _prepare(commit)
-    revision = experiment.revision(setting)
+    revision = experiment.revision(setting, commit)
     changes = [f"-S{key}={hydra(value)}" for key, value in experiment.overrides(setting).items()]
     started = time.time()
     # The clone's own packages, whatever the tree beside it holds by now.

@@ -90,7 +90,7 @@ def main(context: Context) -> None:
         "base": str(base),
         "contents": contents,
         "styles": styles,
-        "network": {name: settings.pop(name) for name in ("guided", "constants", "initial")},
+        "network": {name: settings.pop(name) for name in ("guided", "constants", "initial", "scale")},
         "settings": settings,
         "seed": context.seed("hypernet"),
     }
