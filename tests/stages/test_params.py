@@ -73,7 +73,7 @@ def test_models_that_score_may_come_from_elsewhere(tmp_path: Path, old: str, new
     ("old", "new", "expected"),
     [
         ("base: pocket", "base: pokcet", "base: no base is called 'pokcet'; did you mean pocket?"),
-        ("- ziplora", "- ziplor", "evaluate.methods.2: no method is called 'ziplor'; did you mean ziplora?"),
+        ("- ziplora", "- ziplor", "evaluate.methods.8: no method is called 'ziplor'; did you mean ziplora?"),
         ("- average", "- direct", "evaluate.methods.1: direct appears twice; remove one"),
         ("[val, test]", "[val, val]", "evaluate.splits.1: val appears twice; remove one"),
         ("[val, test]", "[train]", "evaluate.splits.0: should be 'val' or 'test', not 'train'"),
