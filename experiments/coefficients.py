@@ -35,7 +35,7 @@ from stages.run import run
 
 TRAINING_PAIRS = 12
 """Of the training split, drawn at random: as many as validation has."""
-DRAWS = 3
+DRAWS = 2
 """Times that noise is drawn for a pair's loss, each for four pictures of content and four of style."""
 SHOWN = {
     "direct": "1 for all: the plain sum",
@@ -207,7 +207,7 @@ def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: 
     number, base = settings.pop("images_per_pair"), context.data / "base"
     names = scorers.named(context)
     right: dict[str, list[list[float]]] = {}
-    for choice in ("direct", "hypernet", "other", "column", "layer", "single"):
+    for choice in ("direct", "hypernet", "other", "column", "single"):
         tasks: dict[str, Any] = {}
         for pair in pairs:
             path = own / choice / f"{pair_name(*pair)}.safetensors"

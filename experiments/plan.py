@@ -73,7 +73,7 @@ class Experiment:
     @property
     def targets(self) -> list[str]:
         """Stages to reproduce: with what they need, and nothing else."""
-        return [f"score@{method}-{split}" for method in self.methods for split in self.splits]
+        return [*(f"score@{method}-{split}" for method in self.methods for split in self.splits), "followed"]
 
     def overrides(self, setting: Setting) -> dict[str, Any]:
         """Full key of params.yaml -> value."""
@@ -84,10 +84,11 @@ class Experiment:
             **{full(key, setting.params): value for key, value in setting.changes.items()},
         }
 
-    def revision(self, setting: Setting) -> str:
-        """Name of the setting's commit among DVC's experiments."""
+    def revision(self, setting: Setting, commit: str) -> str:
+        """Name of the setting among DVC's experiments, of a commit too: results of two commits have two names."""
         words = re.sub(r"[^A-Za-z0-9]+", "-", f"{self.name}-{setting.label}").strip("-")
-        return words if len(words) <= 60 else f"{words[:51]}-{setting.digest[:8]}"
+        words = words if len(words) <= 50 else f"{words[:41]}-{setting.digest[:8]}"
+        return f"{words}-{commit[:7]}"
 
 
 def names() -> list[str]:

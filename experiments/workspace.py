@@ -60,12 +60,14 @@ def run(experiment: Experiment, setting: Setting, commit: str) -> dict[str, Any]
     UserError : a stage failed; it has said why.
     """
     tree = _prepare(commit)
-    revision = experiment.revision(setting)
+    revision = experiment.revision(setting, commit)
+    where = f"refs/exps/{commit[:2]}/{commit[2:]}/{revision}"
+    _output("git", "-C", str(tree), "update-ref", "-d", where)  # of an attempt whose record is lost
     changes = [f"-S{key}={hydra(value)}" for key, value in experiment.overrides(setting).items()]
     started = time.time()
     # The clone's own packages, whatever the tree beside it holds by now.
     environment = {**os.environ, "PYTHONPATH": str(tree), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = ["dvc", "exp", "run", "--force", "--name", revision, *changes, *experiment.targets]
+    command = ["dvc", "exp", "run", "--name", revision, *changes, *experiment.targets]
     if subprocess.run(command, cwd=tree, env=environment).returncode:
         raise UserError(f"{experiment.name}: {setting.label}: failed, see above; the same command goes on from there")
     figures = {}
@@ -76,7 +78,6 @@ def run(experiment: Experiment, setting: Setting, commit: str) -> dict[str, Any]
             table = scores.read(tree / "artifacts" / experiment.base / "score" / f"{name}.parquet")
             right = {"+".join(pair): [row.right for row in rows] for pair, rows in scores.by_pair(table).items()}
             figures[name] = {**json.loads(text), "right": right}
-    where = f"refs/exps/{commit[:2]}/{commit[2:]}/{revision}"
     _output("git", "fetch", "--quiet", str(tree), f"+{where}:{where}")
     facts = {
         "revision": revision,

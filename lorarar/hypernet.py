@@ -39,6 +39,9 @@ class HyperNetwork(nn.Module):
         Bias of the output layer before training. Columns of an update are small numbers, so an untrained
         network says about this for each of them: at 0.5 it starts from the average, as key and value are
         merged, at 0 (what PyTorch's own initialisation comes to) from leaving the guided projections alone.
+    scale
+        What columns are multiplied by before they come in. Updates are small numbers, so that at 1 a short training
+        moves little but biases: one pair of constants for each width. It is folded into the weights when saved.
     seed
         Of the initial weights.
     """
@@ -51,10 +54,12 @@ class HyperNetwork(nn.Module):
         *,
         constants: tuple[float, float] = CONSTANTS,
         initial: float = 0.5,
+        scale: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.constants = constants
+        self.scale = scale
         self.widths = sorted(set(widths))
         self.guided = tuple(guided)
         with torch.random.fork_rng(devices=[]):
@@ -81,7 +86,8 @@ class HyperNetwork(nn.Module):
         """
         layer, last = self._input(content.up.shape[0]), cast(nn.Linear, self.output[1])
         dtype = layer.weight.dtype
-        w_c, w_s = layer.weight.chunk(2, dim=1)
+        weight = layer.weight if self.scale == 1 else self.scale * layer.weight
+        w_c, w_s = weight.chunk(2, dim=1)
         # Hidden units x columns throughout, summed in place: nothing is transposed, copied or allocated twice.
         hidden = torch.addmm(layer.bias.unsqueeze(1), w_c @ content.up.to(dtype), content.down.to(dtype))
         hidden = hidden.addmm_(w_s @ style.up.to(dtype), style.down.to(dtype)).relu_()
@@ -105,8 +111,10 @@ class HyperNetwork(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """Write the state dict as safetensors, with the guided projections and the constants in its metadata."""
+        inputs = {f"input_{i}.weight" for i in range(1, len(self.widths) + 1)}
+        state = {key: self.scale * value if key in inputs else value for key, value in self.state_dict().items()}
         metadata = {"guided": ",".join(self.guided), "constants": ",".join(map(str, self.constants))}
-        formats.write_tensors(path, self.state_dict(), metadata)
+        formats.write_tensors(path, state, metadata)
 
     @classmethod
     def load(cls, path: Path | str, guided: Sequence[str] | None = None) -> HyperNetwork:

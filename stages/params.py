@@ -114,6 +114,7 @@ class Hypernet(Merger):
     guided: list[Literal["to_q", "to_k", "to_v", "to_out.0"]] = Field(min_length=1)
     constants: tuple[float, float]
     initial: float
+    scale: PositiveFloat
     clip: PositiveFloat | None
     style_prompt: str = Field(min_length=1)
 

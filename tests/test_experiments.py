@@ -197,7 +197,7 @@ def test_a_table_of_all_settings(repository, capsys):
     assert "MARS² average 0.750, deviation 0.354, from 0.500 to 1.000" in text
     assert (folder / "mine.png").stat().st_size > 1000
     refs = subprocess.run(["git", "for-each-ref", "refs/exps"], capture_output=True, text=True).stdout
-    assert "mine-seed-0" in refs and "mine-seed-1" in refs
+    assert f"mine-seed-0-{head[:7]}" in refs and f"mine-seed-1-{head[:7]}" in refs
 
 
 def test_what_is_done_is_not_done_again(repository):
@@ -207,7 +207,7 @@ def test_what_is_done_is_not_done_again(repository):
     assert main([name]) == main([name]) == 0
     calls = asked(repository)
     assert ["-Sseed=1" in call for call in calls] == [True, False]
-    assert all(call[-1] == "score@direct-test" for call in calls)
+    assert all(call[-2:] == ["score@direct-test", "followed"] for call in calls)
 
     (repository / "lorarar" / "a.py").write_text("2")
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@a", "commit", "-qam", "b"], check=True)

@@ -180,3 +180,16 @@ def test_checkpoint_of_other_settings_or_no_checkpoint_at_all_is_refused(tiny, b
     checkpoint.path.write_bytes(b"nonsense")
     with pytest.raises(UserError, match=r"state\.pt: not a state of this training"):
         train(HyperNetwork([32, 64]), tiny, *bank, steps=1, checkpoint=checkpoint)
+
+
+def test_scale_is_folded_into_the_weights_when_saved(adapters, tmp_path):
+    network = HyperNetwork.for_adapter(adapters[0], scale=50.0, seed=3)
+    plain = HyperNetwork.for_adapter(adapters[0], seed=3)
+    network.save(tmp_path / "hypernet.safetensors")
+    loaded = HyperNetwork.load(tmp_path / "hypernet.safetensors")
+    assert loaded.scale == 1
+    made = network.coefficients(*adapters)
+    for path, both in loaded.coefficients(*adapters).items():
+        for k in (0, 1):
+            torch.testing.assert_close(both[k], made[path][k])
+            assert not torch.allclose(both[k], plain.coefficients(*adapters)[path][k], atol=1e-3)

@@ -1,0 +1,57 @@
+"""A subject in new situations, plain and in a style, by every method (Fig. A11, A13 and 1 of the paper).
+
+    python -m experiments.recontextualise dog8 oil_painting2
+
+Needs what `dvc repro` made; writes results/<base>/experiments/recontextualised-<subject>+<style>.webp. Pictures to look
+at: no judge is asked, and a base that knows no such situations (pocket) shows none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+
+from lorarar import pictures
+from lorarar.adapter import Adapter
+from lorarar.catalog import pair_name
+from lorarar.errors import UserError
+from lorarar.generate import generate
+from lorarar.merge.klora import Schedule
+from lorarar.merge.registry import METHODS
+from lorarar.report import figures, tables
+from stages.context import Context, backbone, present
+from stages.run import run
+
+
+def main(context: Context) -> None:
+    """Draw one image for every situation and method, all from the same seed."""
+    torch.set_num_threads(1)
+    of_subject, of_style = context.arguments
+    subject, style = context.catalog.subjects.get(of_subject), context.catalog.styles.get(of_style)
+    if subject is None or style is None:
+        raise UserError(f"{' '.join(context.arguments)}: not a subject and a style; their names stand in data/*.csv")
+    prompts = yaml.safe_load(Path("data/prompts.yaml").read_text(encoding="utf-8"))
+    situations = prompts["recontextualisation"] + prompts["recontextualisation_figure_1"]
+    methods = [method for method in context.params.evaluate.methods if method in METHODS]
+    merged = {m: present(context.artifacts / "merge" / m / f"{pair_name(subject, style)}.safetensors") for m in methods}
+    model, settings = backbone(context.data / "base"), context.knobs.generate.model_dump(exclude={"images_per_pair"})
+    adapters = {m: (Schedule if METHODS[m].schedule else Adapter).load(path) for m, path in merged.items()}
+    content, rows = Adapter.load(context.adapter(subject)), []
+    references = [pictures.read(context.pictures(member)[0]) for member in (subject, style)]
+    for situation in situations:
+        print(situation, flush=True)
+        plain = f"{subject.prompt} {situation}"
+        seeds = [context.seed("recontextualise", situation)]
+        drawn = [generate(model, content, plain, seeds=seeds, **settings)[0]]
+        for method in methods:
+            drawn += generate(model, adapters[method], f"{plain} in {style.words} style", seeds=seeds, **settings)
+        rows.append((f"{subject.title} {situation}, in {style.title}", [*references, *drawn]))
+    path = context.results / "experiments" / f"recontextualised-{pair_name(subject, style)}.webp"
+    figures.grid(path, ["Subject", "Style", "Content LoRA alone", *map(tables.title, methods)], rows)
+    print(path)
+
+
+if __name__ == "__main__":
+    run(main, "subject", "style")
