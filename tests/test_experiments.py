@@ -52,7 +52,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         target = root / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    for name in ("data/pocket/judges/critic", "data/pocket/judges/clip", "data/pocket/judges/dino"):
+    for name in ("data/pocket/base", "data/pocket/judges/critic", "data/pocket/judges/clip", "data/pocket/judges/dino"):
         (root / name).mkdir(parents=True)
     for name in ("lorarar/a.py", "slurm/a.py", "stages/a.py", "dvc.yaml"):
         (root / name).parent.mkdir(exist_ok=True)
