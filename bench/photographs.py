@@ -38,7 +38,7 @@ from stages.context import Context, backbone
 
 DRAWS = 64  # of noise and timestep, for the loss
 SAMPLES = 10
-SHOWN = 3
+SHOWN = 5
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--subject", action="append", help="may be given several times; by default the test split's")
     parser.add_argument("--steps", type=int, help="of training; by default those of params.yaml")
-    parser.add_argument("--sheet", type=Path, default=Path("docs/photographs.webp"))
+    parser.add_argument("--sheet", type=Path, default=Path("docs/lora-of-photographs.webp"))
     given = parser.parse_args()
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     context = Context.load()
@@ -70,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         adapters = trained(context, subjects, given.folder, given.steps, Path(work))
     rows = compare(context, subjects, photographs, adapters)
-    columns = [f"{kind} {i}" for kind in ("photograph", "base", "with LoRA") for i in range(1, SHOWN + 1)]
+    columns = [f"{kind} {i}" for kind in ("base", "with LoRA") for i in range(1, SHOWN + 1)]
     grid(given.sheet, columns, rows)
 
 
@@ -113,7 +113,7 @@ def compare(
         others = [picture for name, pictures in photographs.items() if name != subject.name for picture in pictures]
         references = References.encode(model, to_tensor(own), [subject.prompt] * len(own))
         figures: dict[str, Any] = {"subject": subject.name, "photographs": len(own)}
-        shown = own[:SHOWN]
+        shown: list[Picture] = []  # not the photographs, which are not ours to show
         for kind, adapter in (("base", None), ("lora", adapters[subject.name])):
             seeds = [context.seed("bench.photographs", subject.name, index) for index in range(SAMPLES)]
             images = generate(model, adapter, subject.prompt, seeds=seeds, **settings)
