@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from experiments import plan, workspace
+from experiments import coefficients, plan, workspace
 from experiments.__main__ import main
 from lorarar.catalog import Catalog
 from lorarar.errors import UserError
@@ -267,3 +268,18 @@ def test_a_record_belongs_to_its_parameters_and_base(repository):
     experiment = plan.read(ask(repository, settings={"seed": [0, 1]}))
     keys = {workspace.key(experiment, setting, "HEAD") for setting in experiment.settings}
     assert len(keys) == 2
+
+
+def test_shares_of_what_differs_between_pairs():
+    content, style = torch.randn(4, 1, 300), torch.randn(1, 3, 300)
+    content, style = content - content.mean(0), style - style.mean(1, keepdim=True)
+    of_content, of_style, chance = coefficients._shares((content + 0 * style).flatten(0, 1), styles=3)
+    assert (of_content, of_style, chance) == ("1.00", "0.00", "0.27 and 0.18")
+    both = _numbers(coefficients._shares((content + style).flatten(0, 1), styles=3))
+    assert sum(both) == pytest.approx(1, abs=0.011)
+    noise = torch.randn(12, 4000)
+    assert _numbers(coefficients._shares(noise - noise.mean(0), styles=3)) == pytest.approx([3 / 11, 2 / 11], abs=0.02)
+
+
+def _numbers(shares: list[str]) -> list[float]:
+    return [float(share) for share in shares[:2]]
