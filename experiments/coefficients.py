@@ -142,8 +142,8 @@ def _spread(context: Context, network: HyperNetwork, training: Mapping[str, Coef
             cells = [name, str(len(every)), kind, f"{total:.3f}", *(f"{sd:.3f}" for sd in sds), *shares]
             lines.append(f"| {' | '.join(cells)} |")
     meaning = (
-        "What differs between pairs is what constants, however fine, cannot do. Of that, what is the same for all pairs "
-        "of a content or of a style could be read off its LoRA; the rest is of the two together, or noise of fitting. "
+        "What differs between pairs is what constants cannot do. Of that, what all pairs of one content or "
+        "of one style have in common could be read off its LoRA; the rest is of the two together, or noise of fitting. "
         "`by chance` is either share in pure noise."
     )
     return [*lines, "", meaning, ""]
