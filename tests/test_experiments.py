@@ -204,7 +204,7 @@ def test_a_table_of_all_settings(repository, capsys):
 def test_what_is_done_is_not_done_again(repository):
     name = ask(repository, settings={"seed": [0, 1]})
     assert main([name, "--only", "seed=1"]) == 0
-    assert "Not run yet: seed=0." in (repository / "results/pocket/experiments/mine.md").read_text()
+    assert "Not run yet: seed=0.\n" in (repository / "results/pocket/experiments/mine.md").read_text()
     assert main([name]) == main([name]) == 0
     calls = asked(repository)
     assert ["-Sseed=1" in call for call in calls] == [True, False]
@@ -232,6 +232,14 @@ def test_only_what_is_committed_runs(repository, capsys):
     (repository / "lorarar" / "a.py").write_text("2")
     assert main([name]) == 1
     assert "lorarar/a.py: differs from the last commit" in capsys.readouterr().err
+
+
+def test_what_is_given_for_all_settings_is_told(repository):
+    assert main([ask(repository), "-S", "executor=inline", "-S", "generate.steps=3"]) == 0
+    assert "Made by `python -m experiments mine -S generate.steps=3`" in (
+        repository / "results/pocket/experiments/mine.md"
+    ).read_text(encoding="utf-8")
+    assert {'-Sexecutor="inline"', "-Sbases.pocket.generate.steps=3"} <= set(asked(repository)[0])
 
 
 def test_a_dry_run_runs_nothing(repository, capsys):
