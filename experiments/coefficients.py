@@ -48,6 +48,7 @@ SHOWN = {
 }
 
 
+@torch.no_grad()
 def main(context: Context) -> None:
     """Measure coefficients, losses and MARS² on validation, and write them down."""
     torch.set_num_threads(1)
@@ -114,21 +115,20 @@ def _choices(
     return choices | ({"ziplora": columns.load(fitted)} if fitted.exists() else {})
 
 
-@torch.no_grad()
 def _spread(context: Context, network: HyperNetwork, training: Mapping[str, Coefficients]) -> list[str]:
     """How far coefficients are from 1, and how much of that is of the layer, of the column, and of the pair."""
     of = {"LoRA.rar, train": list(training.values())}
+    grids: dict[str, int] = {}  # -> number of styles, where pairs are all subjects by all styles
     for split in ("val", "test"):
-        of[f"LoRA.rar, {split}"] = [network.coefficients(*_adapters(context, p)) for p in context.pairs(split)]
-    files = sorted((context.artifacts / "ziplora").glob("*.safetensors"))
-    if files:
-        of[f"ZipLoRA, {', '.join(context.params.evaluate.splits)}"] = [columns.load(path) for path in files]
-    lines = [
-        "## Are they of the pair?",
-        "",
-        "| | pairs | | mean | sd between layers | sd between columns of a layer | sd between pairs at a column |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
-    ]
+        pairs = context.pairs(split)
+        grids |= {f"{method}, {split}": len({style.name for _, style in pairs}) for method in ("LoRA.rar", "ZipLoRA")}
+        of[f"LoRA.rar, {split}"] = [network.coefficients(*_adapters(context, pair)) for pair in pairs]
+        fitted = [context.artifacts / "ziplora" / f"{pair_name(*pair)}.safetensors" for pair in pairs]
+        if all(path.exists() for path in fitted):
+            of[f"ZipLoRA, {split}"] = [columns.load(path) for path in fitted]
+    head = ["", "pairs", "", "mean", "sd between layers", "between columns of a layer", "between pairs at a column"]
+    head += ["share of that by content", "by style", "by chance"]
+    lines = ["## Are they of the pair?", "", f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
     for name, every in of.items():
         guided = [path for path in every[0] if ends_with(path, network.guided)]
         for k, kind in enumerate(("m_c", "m_s")):
@@ -136,14 +136,26 @@ def _spread(context: Context, network: HyperNetwork, training: Mapping[str, Coef
             means = torch.stack([layer.mean() for layer in stacked])
             total = torch.cat([layer.flatten() for layer in stacked]).mean()
             of_column = torch.cat([(layer.mean(0) - layer.mean()) for layer in stacked])
-            of_pair = torch.cat([(layer - layer.mean(0)).flatten() for layer in stacked])
+            of_pair = torch.cat([(layer - layer.mean(0)) for layer in stacked], dim=1)
             sds = [float(part.square().mean().sqrt()) for part in (means - total, of_column, of_pair)]
-            lines.append(f"| {name} | {len(every)} | {kind} | {total:.3f} | {' | '.join(f'{sd:.3f}' for sd in sds)} |")
-    lines += [
-        "",
-        "The last column is what constants, however fine, cannot do: what a coefficient owes to the pair it is for.",
-    ]
-    return [*lines, ""]
+            shares = _shares(of_pair, grids[name]) if name in grids else ["", "", ""]
+            cells = [name, str(len(every)), kind, f"{total:.3f}", *(f"{sd:.3f}" for sd in sds), *shares]
+            lines.append(f"| {' | '.join(cells)} |")
+    meaning = (
+        "What differs between pairs is what constants cannot do. Of that, what all pairs of one content or "
+        "of one style have in common could be read off its LoRA; the rest is of the two together, or noise of fitting. "
+        "`by chance` is either share in pure noise."
+    )
+    return [*lines, "", meaning, ""]
+
+
+def _shares(of_pair: Tensor, styles: int) -> list[str]:
+    """Shares of the squares (pairs, columns) about each column's mean that content and style explain alone."""
+    table = of_pair.unflatten(0, (-1, styles))
+    contents, squares = len(table), table.square().sum()
+    shares = [styles * table.mean(1).square().sum() / squares, contents * table.mean(0).square().sum() / squares]
+    chances = [(contents - 1) / (contents * styles - 1), (styles - 1) / (contents * styles - 1)]
+    return [*(f"{float(share):.2f}" for share in shares), " and ".join(f"{chance:.2f}" for chance in chances)]
 
 
 def _losses(context: Context, pair: Pair, choices: Mapping[str, Coefficients]) -> dict[str, list[float]]:
@@ -162,7 +174,7 @@ def _losses(context: Context, pair: Pair, choices: Mapping[str, Coefficients]) -
             noise = generator(context.seed("losses", pair_name(*pair)), number)
             draws = [member.references.draw(model, 4, noise) for member in (content, style)]
             options = {"weight": 0.0, "fidelity": settings.fidelity, "orthogonality": settings.orthogonality}
-            with torch.no_grad(), merging_loss(model, *adapters, merged, coefficients, *draws, **options) as loss:  # type: ignore[arg-type]
+            with merging_loss(model, *adapters, merged, coefficients, *draws, **options) as loss:  # type: ignore[arg-type]
                 terms.append((float(loss.content), float(loss.style)))
         result[name] = [mean(values) for values in zip(*terms, strict=True)]
     return result

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from experiments.plan import Experiment, Setting
+from experiments.plan import ELSEWHERE, Experiment, Setting
 from lorarar.files import atomic
 from lorarar.report.tables import PAPER_NAMES, title
 from lorarar.scoring.statistics import paired_difference, rank_agreement, spread
@@ -66,11 +66,15 @@ def markdown(experiment: Experiment, rows: Rows) -> str:
     lines += [text for split in experiment.splits for text in _agreement(experiment, rows, split)]
     if len(rows) < len(experiment.settings):
         left = [s.label for s in experiment.settings if s.label not in {setting.label for setting, _ in rows}]
-        lines += ["", f"Not run yet: {', '.join(left)}."]
+        lines += ["", f"Not run yet: {'; '.join(left)}."]
     revisions = sorted({facts["commit"] for _, facts in rows})
     origin = f"base `{experiment.base}`, commit {', '.join(f'`{name}`' for name in revisions)}"
+    given = {key: value for key, value in experiment.given.items() if key not in ELSEWHERE}
     seconds = sum(facts["seconds"] for _, facts in rows)
-    lines += ["", f"Made by `python -m experiments {experiment.name}`: {origin}; {seconds / 60:.0f} minutes."]
+    command = " ".join(
+        ["python -m experiments", experiment.name, *(f"-S {key}={value}" for key, value in given.items())]
+    )
+    lines += ["", f"Made by `{command}`: {origin}; {seconds / 60:.0f} minutes."]
     return "\n".join(lines) + "\n"
 
 

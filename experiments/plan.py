@@ -57,6 +57,7 @@ class Experiment:
     ----------
     paper : rows of the paper's table, called as the settings or as the methods; empty where it has none.
     figure : short key that is the horizontal axis.
+    given : changes that are common to all settings.
     replicates : whether the settings repeat one another, so that their spread is the answer.
     """
 
@@ -65,6 +66,7 @@ class Experiment:
     question: str
     methods: list[str]
     splits: list[str]
+    given: dict[str, Any]
     settings: list[Setting]
     paper: dict[str, dict[str, float]]
     figure: str | None
@@ -81,7 +83,7 @@ class Experiment:
             "evaluate.methods": self.methods,
             "evaluate.splits": self.splits,
             "follow": setting.params["follow"],
-            **{full(key, setting.params): value for key, value in setting.changes.items()},
+            **{full(key, setting.params): value for key, value in (self.given | setting.changes).items()},
         }
 
     def revision(self, setting: Setting, commit: str) -> str:
@@ -139,7 +141,8 @@ def read(name: str, given: Mapping[str, Any] | None = None) -> Experiment:
         question=content["question"],
         methods=settings[0].params["evaluate"]["methods"],
         splits=settings[0].params["evaluate"]["splits"],
-        settings=[Setting(s.label, {**(given or {}), **s.changes}, s.params) for s in settings],
+        given=dict(given or {}),
+        settings=settings,
         paper=_paper(content.get("paper")),
         figure=content.get("figure"),
         replicates=bool(content.get("replicates", False)),

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from experiments import plan, workspace
+from experiments import coefficients, plan, workspace
 from experiments.__main__ import main
 from lorarar.catalog import Catalog
 from lorarar.errors import UserError
@@ -203,7 +204,7 @@ def test_a_table_of_all_settings(repository, capsys):
 def test_what_is_done_is_not_done_again(repository):
     name = ask(repository, settings={"seed": [0, 1]})
     assert main([name, "--only", "seed=1"]) == 0
-    assert "Not run yet: seed=0." in (repository / "results/pocket/experiments/mine.md").read_text()
+    assert "Not run yet: seed=0.\n" in (repository / "results/pocket/experiments/mine.md").read_text()
     assert main([name]) == main([name]) == 0
     calls = asked(repository)
     assert ["-Sseed=1" in call for call in calls] == [True, False]
@@ -231,6 +232,14 @@ def test_only_what_is_committed_runs(repository, capsys):
     (repository / "lorarar" / "a.py").write_text("2")
     assert main([name]) == 1
     assert "lorarar/a.py: differs from the last commit" in capsys.readouterr().err
+
+
+def test_what_is_given_for_all_settings_is_told(repository):
+    assert main([ask(repository), "-S", "executor=inline", "-S", "generate.steps=3"]) == 0
+    assert "Made by `python -m experiments mine -S generate.steps=3`" in (
+        repository / "results/pocket/experiments/mine.md"
+    ).read_text(encoding="utf-8")
+    assert {'-Sexecutor="inline"', "-Sbases.pocket.generate.steps=3"} <= set(asked(repository)[0])
 
 
 def test_a_dry_run_runs_nothing(repository, capsys):
@@ -267,3 +276,18 @@ def test_a_record_belongs_to_its_parameters_and_base(repository):
     experiment = plan.read(ask(repository, settings={"seed": [0, 1]}))
     keys = {workspace.key(experiment, setting, "HEAD") for setting in experiment.settings}
     assert len(keys) == 2
+
+
+def test_shares_of_what_differs_between_pairs():
+    content, style = torch.randn(4, 1, 300), torch.randn(1, 3, 300)
+    content, style = content - content.mean(0), style - style.mean(1, keepdim=True)
+    of_content, of_style, chance = coefficients._shares((content + 0 * style).flatten(0, 1), styles=3)
+    assert (of_content, of_style, chance) == ("1.00", "0.00", "0.27 and 0.18")
+    both = _numbers(coefficients._shares((content + style).flatten(0, 1), styles=3))
+    assert sum(both) == pytest.approx(1, abs=0.011)
+    noise = torch.randn(12, 4000)
+    assert _numbers(coefficients._shares(noise - noise.mean(0), styles=3)) == pytest.approx([3 / 11, 2 / 11], abs=0.02)
+
+
+def _numbers(shares: list[str]) -> list[float]:
+    return [float(share) for share in shares[:2]]
