@@ -118,7 +118,7 @@ def _interval(figures: Mapping[str, float], name: str) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _chart(path: Path, experiment: Experiment, key: str, rows: Rows) -> None:
