@@ -268,7 +268,7 @@ def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: 
         versus = "" if choice == "hypernet" else f"{change.mean:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
         cells = [SHOWN[choice], f"{figures.mean:.2f} [{figures.low:.2f}, {figures.high:.2f}]", versus]
         lines.append(f"| {' | '.join([*cells, str(sum(map(len, values))), str(len(values))])} |")
-    origin = f"base `{context.base}`, seed {context.params.seed}, judge `{names['judge']['name']}`"
+    origin = f"base `{context.base}`, seed {context.params.seed}, judge `{context.knobs.score.judge}`"
     return [*lines, "", "Validation split, the same seeds of images for all.", "", f"Made from: {origin}."]
 
 

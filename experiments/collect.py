@@ -118,7 +118,8 @@ def _interval(figures: Mapping[str, float], name: str) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    escaped = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
 def _chart(path: Path, experiment: Experiment, key: str, rows: Rows) -> None:
