@@ -179,7 +179,9 @@ def gallery(splits: Sequence[Evidence]) -> Panel:
         first = [p for p in pairs if left.index(p[0]) % len(below) == below.index(p[1])][:MOST_ROWS]
         others = [pair for pair in pairs if pair not in first]
         kept = others[:: -(-len(others) // max(MOST_ROWS - len(first), 1))] if others else []
-        methods = list(one.rows)
+        # What is compared most often stands beside the references: a page is narrower than all columns.
+        first_seen = {"truth": 0, claims.SUBJECT: 1, "ziplora": 2}
+        methods = sorted(one.rows, key=lambda m: (first_seen.get(m, 3), m not in METHODS))
         columns = ["Subject", "Style", *map(title, methods)]
         n = f"Split {one.split}; verdicts: [tables/mars2-{one.split}.md](tables/mars2-{one.split}.md)."
         blocks.append(Gallery(columns, [_pictures(one, pair, methods) for pair in first], n))
