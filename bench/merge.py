@@ -84,7 +84,8 @@ def released_columns(network: HyperNetwork, of_content: Tensor, of_style: Tensor
 
 def released_updates(content: Adapter, style: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
     """Both dW of every layer, which its modules are made of before any coefficient is asked for."""
-    return {path: (c.up @ c.down, style.layers[path].up @ style.layers[path].down) for path, c in content.layers.items()}
+    both = ((path, c, style.layers[path]) for path, c in content.layers.items())
+    return {path: (c.up @ c.down, s.up @ s.down) for path, c, s in both}
 
 
 def released_coefficients(network: HyperNetwork, updates: dict[str, tuple[Tensor, Tensor]]) -> columns.Coefficients:
