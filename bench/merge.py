@@ -89,9 +89,7 @@ def released_updates(content: Adapter, style: Adapter) -> dict[str, tuple[Tensor
 
 
 def released_coefficients(network: HyperNetwork, updates: dict[str, tuple[Tensor, Tensor]]) -> columns.Coefficients:
-    return {
-        path: released_columns(network, *both) for path, both in updates.items() if ends_with(path, network.guided)
-    }
+    return {path: released_columns(network, *both) for path, both in updates.items() if ends_with(path, network.guided)}
 
 
 def released_merge(network: HyperNetwork, content: Adapter, style: Adapter) -> dict[str, Tensor]:
