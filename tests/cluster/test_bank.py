@@ -39,7 +39,7 @@ def test_bank_and_hypernetwork_from_slurm_equal_the_inline_ones_bit_for_bit(clus
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     bank = {"subjects": ["dog", "vase", "dog8"], "styles": ["sticker", "line_drawing", "glowing"], "rank": 2}
-    params["bases"]["pocket"]["bank"] = {**bank, "subject": TRAINING, "style": TRAINING}
+    params["bases"]["pocket"]["bank"] = {**bank, "subject": dict(TRAINING), "style": dict(TRAINING)}
     params["resources"]["pocket"]["bank"] |= {"tasks_per_job": 1, "memory_gb": 2}
     params["bases"]["pocket"]["hypernet"] |= {"steps": 3, "batch_size": 1}
     params["resources"]["pocket"]["hypernet"] |= {"memory_gb": 2}

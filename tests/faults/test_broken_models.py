@@ -69,8 +69,8 @@ def test_an_adapter_that_holds_no_numbers_is_not_sampled(
         catalog=catalog,
         params=SimpleNamespace(evaluate=SimpleNamespace(methods=["direct"], splits=["test"])),
         knobs=SimpleNamespace(merge={}),
+        methods=["direct"],
         pairs=lambda split: [pair],
-        evaluated=[pair],
         adapter=lambda entry: Path(f"{entry.name}.safetensors"),
     )
     with pytest.raises(UserError, match=r"direct of dog8\+glowing: layer .* holds NaN or infinity"):
