@@ -72,7 +72,14 @@ def change(root: Path, base: str = "sdxl", **top: Any) -> None:
 def root(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     """A repository after stage images, whose base is tiny: pictures are of any size, as photographs are."""
     root = tmp_path_factory.mktemp("large")
-    for linked in ("lorarar", "slurm", "stages", "dvc.lock", "requirements.lock", *(f"data/{p.name}" for p in (ROOT / "data").iterdir())):
+    for linked in (
+        "lorarar",
+        "slurm",
+        "stages",
+        "dvc.lock",
+        "requirements.lock",
+        *(f"data/{p.name}" for p in (ROOT / "data").iterdir()),
+    ):
         (root / linked).parent.mkdir(exist_ok=True)
         if linked != "data/sdxl":
             (root / linked).symlink_to(ROOT / linked)
