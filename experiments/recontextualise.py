@@ -36,7 +36,7 @@ def main(context: Context) -> None:
     situations = prompts["recontextualisation"] + prompts["recontextualisation_figure_1"]
     methods = [method for method in context.params.evaluate.methods if method in METHODS]
     merged = {m: present(context.artifacts / "merge" / m / f"{pair_name(subject, style)}.safetensors") for m in methods}
-    model, settings = backbone(context.data / "base"), context.knobs.generate.model_dump(exclude={"images_per_pair"})
+    model, settings = backbone(**context.model()), context.knobs.generate.model_dump(exclude={"images_per_pair"})
     adapters = {m: (Schedule if METHODS[m].schedule else Adapter).load(path) for m, path in merged.items()}
     content, rows = Adapter.load(context.adapter(subject)), []
     references = [pictures.read(context.pictures(member)[0]) for member in (subject, style)]
