@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from mirror import Mirror
 
 from lorarar.adapter import Adapter, Factors
 
@@ -18,6 +20,14 @@ WORDS = ["a", "dog", "cat", "car", "red", "in", "oil", "style", "painting", "sks
 def interruptible() -> None:
     """A shell starts what it puts into the background deaf to Ctrl-C: the tests, and all that they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def mirror() -> Iterator[Mirror]:
+    """A server of files on this machine."""
+    server = Mirror()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import io
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,6 @@ BODY = bytes(range(256)) * 40
 MANNERS = Manners(
     user_agent="tests/1.0", per_host=2, attempts=3, pause=0.01, silence=0.5, seconds=5, megabytes=0.02
 )  # fmt: skip
-
-
-@pytest.fixture
-def mirror() -> Iterator[Mirror]:
-    server = Mirror()
-    yield server
-    server.close()
 
 
 @pytest.fixture

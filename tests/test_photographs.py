@@ -7,7 +7,7 @@ import io
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -33,13 +33,6 @@ def picture(name: str, size: tuple[int, int] = (48, 36), kind: str = "JPEG") -> 
     file = io.BytesIO()
     Image.fromarray(noise).save(file, kind)
     return file.getvalue()
-
-
-@pytest.fixture
-def mirror() -> Iterator[Mirror]:
-    server = Mirror()
-    yield server
-    server.close()
 
 
 @pytest.fixture
