@@ -229,9 +229,11 @@ def main() -> None:
     )
     merging = METHODS["lorarar"].merge
     square = torch.randn(2, 1280, 1280)
+    half_square = square.bfloat16()
     seconds = rounds(
         {
             "ten products of 1280 x 1280": lambda: [square[0] @ square[1] for _ in range(10)],
+            "ten products of 1280 x 1280, bf16": lambda: [half_square[0] @ half_square[1] for _ in range(10)],
             "released: coefficients": lambda: released_coefficients(network, released_updates(content, style)),
             "dense, guided layers alone": lambda: guided_alone(network, content, style),
             "ours: coefficients": lambda: network.coefficients(content, style),
@@ -274,6 +276,7 @@ def main() -> None:
         "merge_speedup": seconds["released: merge"] / seconds["ours: merge"],
         "coefficient_limit": seconds["released: coefficients"] / limit,  # the speedup that a limit_ratio of 1 would be
         "gflops": rate / 1e9,
+        "gflops_bf16": 10 * 2 * 1280**3 / seconds["ten products of 1280 x 1280, bf16"] / 1e9,
         "limit_ratio": seconds["ours: coefficients"] / limit,
         "peft_cat_ratio": seconds["peft: cat"] / seconds["ours: concat"],
         "peft_ties_ratio": seconds["peft: ties"] / seconds["ours: ties"],

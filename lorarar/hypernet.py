@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from lorarar import formats
 from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
 from lorarar.merge.columns import Coefficients, pairs
-from lorarar.parallel import each
+from lorarar.parallel import Scratch, each
 
 GUIDED = ("to_q", "to_out.0")
 CONSTANTS = (0.5, 0.5)
@@ -79,19 +79,8 @@ class HyperNetwork(nn.Module):
         return cls(widths, guided=guided, **options)
 
     def forward(self, content: Factors, style: Factors) -> tuple[Tensor, Tensor]:
-        """Coefficients m_c, m_s (n_in,) of one layer, without forming its updates.
-
-        For dW = up @ down the input layer is W [dW_c; dW_s] = (W_c up_c) down_c + (W_s up_s) down_s. Computed in the
-        network's own dtype: `network.bfloat16()` is faster where the processor multiplies bfloat16.
-        """
-        layer, last = self._input(content.up.shape[0]), cast(nn.Linear, self.output[1])
-        dtype = layer.weight.dtype
-        weight = layer.weight if self.scale == 1 else self.scale * layer.weight
-        w_c, w_s = weight.chunk(2, dim=1)
-        # Hidden units x columns throughout, summed in place: nothing is transposed, copied or allocated twice.
-        hidden = torch.addmm(layer.bias.unsqueeze(1), w_c @ content.up.to(dtype), content.down.to(dtype))
-        hidden = hidden.addmm_(w_s @ style.up.to(dtype), style.down.to(dtype)).relu_()
-        m_c, m_s = torch.addmm(last.bias.unsqueeze(1), last.weight, hidden).float()
+        """Coefficients m_c, m_s (n_in,) of one layer, without forming its updates; see `factored`."""
+        m_c, m_s = factored(self._weights(content.up.shape[0]), content, style)
         return m_c, m_s
 
     def coefficients(self, content: Adapter, style: Adapter) -> Coefficients:
@@ -107,7 +96,10 @@ class HyperNetwork(nn.Module):
         }
         if not guided:
             raise UserError(f"the adapters share no layer that ends in {' or '.join(self.guided)}: nothing to guide")
-        return dict(zip(guided, each(self, guided.values()), strict=True))
+        weights = {width: self._weights(width) for width in {c.up.shape[0] for c, _ in guided.values()}}
+        scratch = None if torch.is_grad_enabled() else Scratch(next(self.parameters()))
+        found = each(lambda c, s: factored(weights[c.up.shape[0]], c, s, scratch), guided.values())
+        return {path: (m_c, m_s) for path, (m_c, m_s) in zip(guided, found, strict=True)}
 
     def save(self, path: Path | str) -> None:
         """Write the state dict as safetensors, with the guided projections and the constants in its metadata."""
@@ -142,11 +134,45 @@ class HyperNetwork(nn.Module):
             raise UserError(f"{path}: not the weights of a hypernetwork; train it again or give another file") from None
         return network
 
-    def _input(self, width: int) -> nn.Linear:
+    def _weights(self, width: int) -> Weights:
         if width not in self.widths:
             known = ", ".join(map(str, self.widths))
             raise UserError(f"a guided layer is {width} wide, the hypernetwork knows {known}: train it for this base")
-        return self.get_submodule(f"input_{1 + self.widths.index(width)}")  # type: ignore[return-value]
+        first = cast(nn.Linear, self.get_submodule(f"input_{1 + self.widths.index(width)}"))
+        last = cast(nn.Linear, self.output[1])
+        weight = first.weight if self.scale == 1 else self.scale * first.weight
+        content, style = weight.chunk(2, dim=1)
+        return Weights(content, style, first.bias.unsqueeze(1), last.weight, last.bias.unsqueeze(1))
+
+
+class Weights(NamedTuple):
+    """What the network knows of one layer width m, with h hidden units."""
+
+    content: Tensor  # (h, m)
+    style: Tensor  # (h, m)
+    bias: Tensor  # (h, 1)
+    output: Tensor  # (2, h)
+    output_bias: Tensor  # (2, 1)
+
+
+def factored(weights: Weights, content: Factors, style: Factors, scratch: Scratch | None = None) -> Tensor:
+    """(m_c, m_s) (2, n_in) of one layer from its factors, in the weights' dtype, without forming its updates.
+
+    For dW = up @ down the input layer is W [dW_c; dW_s] = (W_c up_c) down_c + (W_s up_s) down_s.
+
+    Parameters
+    ----------
+    scratch
+        Memory to compute in, where no gradient is wanted.
+    """
+    to = scratch.cast if scratch else (lambda name, factor: factor.to(weights.bias.dtype))
+    out = scratch("hidden", len(weights.bias), content.down.shape[1]) if scratch else None
+    # Hidden units x columns throughout, summed in place: nothing is transposed, copied or allocated twice. And as few
+    # calls as can be: threads that compute layers side by side wait for each other between them.
+    first = torch.mm(weights.content, to("up", content.up))
+    hidden = torch.addmm(weights.bias, first, to("down", content.down), out=out)
+    hidden.addmm_(torch.mm(weights.style, to("up", style.up)), to("down", style.down)).relu_()
+    return torch.addmm(weights.output_bias, weights.output, hidden).float()
 
 
 def ends_with(path: str, names: Sequence[str]) -> bool:

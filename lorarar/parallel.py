@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import starmap
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -19,17 +22,51 @@ def each(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T
     cores on each; and what one thread computes does not depend on how many there are. Where gradients are recorded
     they are computed in turn instead.
     """
-    count = torch.get_num_threads()
+    count, items = torch.get_num_threads(), list(items)
     if count == 1 or torch.is_grad_enabled():
         return list(starmap(function, items))
 
     @torch.no_grad()  # which a new thread does not inherit, unlike the number of threads
-    def call(item: tuple[Any, ...]) -> T:
-        return function(*item)
+    def every(start: int) -> list[T]:
+        return [function(*item) for item in items[start::count]]
 
+    with one_thread(), ThreadPoolExecutor(count) as threads:
+        found: list[Any] = [None] * len(items)
+        for start, results in enumerate(threads.map(every, range(count))):
+            found[start::count] = results
+        return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """No products on several cores: of small ones, and beside other threads, they take longer than on one."""
+    count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(count) as threads:
-            return list(threads.map(call, items))
+        yield
     finally:
         torch.set_num_threads(count)
+
+
+class Scratch(threading.local):
+    """Memory that each thread computes in again and again: fresh pages take as long as the products written to them.
+
+    Parameters
+    ----------
+    like
+        Has the dtype and the device.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._memory: dict[tuple[Any, ...], Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """The tensor of this name and shape, holding whatever was last written to it."""
+        if (name, shape) not in self._memory:
+            self._memory[name, shape] = self._like.new_empty(shape)
+        return self._memory[name, shape]
+
+    def cast(self, name: str, tensor: Tensor) -> Tensor:
+        """`tensor` itself if it has the dtype, else a copy under this name."""
+        return tensor if tensor.dtype == self._like.dtype else self(name, *tensor.shape).copy_(tensor)

@@ -18,6 +18,7 @@ from lorarar.formats import bases
 from lorarar.hypernet import HyperNetwork
 from lorarar.merge.klora import Schedule
 from lorarar.merge.registry import METHODS, Method
+from lorarar.parallel import one_thread
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -98,10 +99,10 @@ def merge_files(
     given = dict(options or {})
     recorded = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     row = _method(method, given)
-    adapters = _read(content, style)
-    first = next(iter((adapters[0].layers | adapters[0].rest).values()))
-    with ThreadPoolExecutor() as threads:
-        checksums = [threads.submit(sha256, path) for path in (content, style)]  # while the merge goes on
+    with ThreadPoolExecutor(1) as beside:
+        checksums = [beside.submit(sha256, path) for path in (content, style)]  # while all else goes on
+        adapters = _read(content, style)
+        first = next(iter((adapters[0].layers | adapters[0].rest).values()))
         merged = row.merge(*adapters, **given, dtype=DTYPES[dtype] if dtype else first.down.dtype)
     sources = [{"file": path.name, "sha256": c.result()} for path, c in zip((content, style), checksums, strict=True)]
     merged.metadata |= {
@@ -129,8 +130,9 @@ def _read(*given: Adapter | Path | str) -> list[Adapter]:
     """The adapters, read if need be, and found to be sound and of one base."""
     names = ["an adapter" if isinstance(one, Adapter) else str(one) for one in given]
     adapters = [one if isinstance(one, Adapter) else Adapter.load(one) for one in given]
-    for adapter, name in zip(adapters, names, strict=True):
-        adapter.check(name)
+    with one_thread():
+        for adapter, name in zip(adapters, names, strict=True):
+            adapter.check(name)
     bases.same(*adapters, names=names)
     return adapters
 
