@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorarar import formats
@@ -15,6 +16,7 @@ from lorarar.errors import UserError
 from lorarar.merge.columns import Coefficients, pairs
 from lorarar.parallel import Scratch, each
 
+Context = Literal["none", "mean", "attention"]
 GUIDED = ("to_q", "to_out.0")
 CONSTANTS = (0.5, 0.5)
 
@@ -42,6 +44,9 @@ class HyperNetwork(nn.Module):
     scale
         What columns are multiplied by before they come in. Updates are small numbers, so that at 1 a short training
         moves little but biases: one pair of constants for each width. It is folded into the weights when saved.
+    context
+        Whether columns see each other: "none", the paper's, or a mixture of all columns of the layer is added to each,
+        their "mean" or what "attention" makes of them. Both begin at nothing, where "none" stays.
     seed
         Of the initial weights.
     """
@@ -55,6 +60,7 @@ class HyperNetwork(nn.Module):
         constants: tuple[float, float] = CONSTANTS,
         initial: float = 0.5,
         scale: float = 1.0,
+        context: Context = "none",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -67,6 +73,7 @@ class HyperNetwork(nn.Module):
             for i, width in enumerate(self.widths, start=1):
                 self.add_module(f"input_{i}", nn.Linear(2 * width, hidden))
             last = nn.Linear(hidden, 2)
+            self.mixture = None if context == "none" else Mixture(hidden, attention=context == "attention")
         nn.init.constant_(last.bias, initial)
         self.output = nn.Sequential(nn.ReLU(), last)
 
@@ -125,7 +132,10 @@ class HyperNetwork(nn.Module):
             count = sum(key.startswith("input_") and key.endswith(".weight") for key in state)
             inputs = [state[f"input_{i}.weight"] for i in range(1, count + 1)]
             guided = guided or tuple(metadata["guided"].split(",") if "guided" in metadata else GUIDED)
-            network = cls([weight.shape[1] // 2 for weight in inputs], inputs[0].shape[0], guided)
+            context: Context = "none"
+            if "mixture.value.weight" in state:
+                context = "attention" if "mixture.query.weight" in state else "mean"
+            network = cls([weight.shape[1] // 2 for weight in inputs], inputs[0].shape[0], guided, context=context)
             if "constants" in metadata:
                 m_c, m_s = map(float, metadata["constants"].split(","))
                 network.constants = m_c, m_s
@@ -142,7 +152,33 @@ class HyperNetwork(nn.Module):
         last = cast(nn.Linear, self.output[1])
         weight = first.weight if self.scale == 1 else self.scale * first.weight
         content, style = weight.chunk(2, dim=1)
-        return Weights(content, style, first.bias.unsqueeze(1), last.weight, last.bias.unsqueeze(1))
+        return Weights(content, style, first.bias.unsqueeze(1), self.mixture, last.weight, last.bias.unsqueeze(1))
+
+
+class Mixture(nn.Module):
+    """What a column's hidden units take from those of all columns of the layer: nothing before training.
+
+    Parameters
+    ----------
+    attention
+        Whether each column takes its own part of every other, or all take the mean.
+    """
+
+    def __init__(self, hidden: int, attention: bool) -> None:
+        super().__init__()
+        self.value = nn.Linear(hidden, hidden, bias=False)
+        nn.init.zeros_(self.value.weight)
+        if attention:
+            self.query, self.key = (nn.Linear(hidden, hidden, bias=False) for _ in range(2))
+        self.attention = attention
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(h, n_in) -> (h, n_in) or, alike for all columns, (h, 1)."""
+        columns = hidden.T[None]
+        mixed = columns.mean(1)
+        if self.attention:
+            mixed = F.scaled_dot_product_attention(self.query(columns), self.key(columns), columns)[0]
+        return self.value(mixed).T
 
 
 class Weights(NamedTuple):
@@ -151,6 +187,7 @@ class Weights(NamedTuple):
     content: Tensor  # (h, m)
     style: Tensor  # (h, m)
     bias: Tensor  # (h, 1)
+    mixture: Mixture | None
     output: Tensor  # (2, h)
     output_bias: Tensor  # (2, 1)
 
@@ -171,8 +208,10 @@ def factored(weights: Weights, content: Factors, style: Factors, scratch: Scratc
     # calls as can be: threads that compute layers side by side wait for each other between them.
     first = torch.mm(weights.content, to("up", content.up))
     hidden = torch.addmm(weights.bias, first, to("down", content.down), out=out)
-    hidden.addmm_(torch.mm(weights.style, to("up", style.up)), to("down", style.down)).relu_()
-    return torch.addmm(weights.output_bias, weights.output, hidden).float()
+    hidden.addmm_(torch.mm(weights.style, to("up", style.up)), to("down", style.down))
+    if weights.mixture:
+        hidden = hidden + weights.mixture(hidden)
+    return torch.addmm(weights.output_bias, weights.output, hidden.relu_()).float()
 
 
 def ends_with(path: str, names: Sequence[str]) -> bool:

@@ -91,7 +91,7 @@ def main(context: Context) -> None:
         "resolution": backbone_knobs.resolution,
         "contents": contents,
         "styles": styles,
-        "network": {name: settings.pop(name) for name in ("guided", "constants", "initial", "scale")},
+        "network": {name: settings.pop(name) for name in ("guided", "constants", "initial", "scale", "context")},
         "settings": settings | {"gradient_checkpointing": backbone_knobs.gradient_checkpointing},
         "seed": context.seed("hypernet"),
     }

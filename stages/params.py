@@ -115,6 +115,7 @@ class Hypernet(Merger):
     constants: tuple[float, float]
     initial: float
     scale: PositiveFloat
+    context: Literal["none", "mean", "attention"]
     clip: PositiveFloat | None
     style_prompt: str = Field(min_length=1)
 

@@ -47,6 +47,43 @@ def test_factored_pass_equals_the_dense_formula():
         torch.testing.assert_close(torch.stack([m_c, m_s], dim=1), expected)
 
 
+def test_without_training_columns_that_see_each_other_change_nothing():
+    plain = HyperNetwork([10, 6], hidden=16).coefficients(content, style)
+    for context in ("mean", "attention"):
+        found = HyperNetwork([10, 6], hidden=16, context=context).coefficients(content, style)
+        torch.testing.assert_close(found, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("context", ["mean", "attention"])
+def test_columns_that_see_each_other_equal_the_dense_formula(context):
+    network = HyperNetwork([10, 6], hidden=16, context=context)
+    torch.nn.init.normal_(network.mixture.value.weight)
+    state = network.state_dict()
+    c, s = content.layers["b.to_q"], style.layers["b.to_q"]
+    hidden = linear(torch.cat([c.delta.T, s.delta.T], dim=1), state["input_2.weight"], state["input_2.bias"])
+    weights = torch.full((10, 10), 1 / 10)  # of every column (second) for every column (first)
+    if context == "attention":
+        query, key = (linear(hidden, state[f"mixture.{name}.weight"]) for name in ("query", "key"))
+        weights = torch.softmax(query @ key.T / 16**0.5, dim=1)
+    hidden = relu(hidden + linear(weights @ hidden, state["mixture.value.weight"]))
+    expected = linear(hidden, state["output.1.weight"], state["output.1.bias"])
+    torch.testing.assert_close(torch.stack(network(c, s), dim=1), expected)
+
+
+@pytest.mark.parametrize("context", ["mean", "attention"])
+def test_columns_that_see_each_other_are_trained_saved_and_read(context, tmp_path):
+    network = HyperNetwork([10, 6], hidden=16, context=context)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    for _ in range(2):
+        torch.stack([m.sum() for both in network.coefficients(content, style).values() for m in both]).sum().backward()
+        optimizer.step()
+    assert network.mixture.value.weight.any()
+    network.save(tmp_path / "h.safetensors")
+    read = HyperNetwork.load(tmp_path / "h.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(read.coefficients(content, style), network.coefficients(content, style))
+
+
 def test_bfloat16_costs_less_than_a_hundredth():
     random = torch.Generator().manual_seed(0)
     both = [
