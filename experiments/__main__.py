@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from experiments import collect, workspace
+from experiments import collect, page, workspace
 from experiments.plan import Experiment, names, read
 from lorarar.errors import UserError
 
@@ -59,7 +59,7 @@ def _answer(experiment: Experiment, dry: bool, only: list[str] | None) -> None:
     if dry:
         print(f"each: dvc exp run {' '.join(experiment.targets)}")
     elif rows:
-        print(f"{len(rows)} of {len(experiment.settings)} settings are in {path}")
+        print(f"{len(rows)} of {len(experiment.settings)} settings are in {path} and {page.write(experiment.base)}")
 
 
 def _change(text: str) -> tuple[str, Any]:

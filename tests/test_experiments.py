@@ -201,6 +201,17 @@ def test_a_table_of_all_settings(repository, capsys):
     assert f"mine-seed-0-{head[:7]}" in refs and f"mine-seed-1-{head[:7]}" in refs
 
 
+def test_one_page_has_every_question_that_was_asked(repository):
+    name = ask(repository, settings={"seed": [0, 1]}, methods=["direct", "average"])
+    assert main([name, "--only", "seed=1"]) == 0
+    text = (repository / "results/pocket/experiments.html").read_text()
+    assert text.count("<section") == 1
+    assert 'href="experiments/mine.md"' in text
+    assert "seed=1: Direct merge" in text and "seed=1: Average" in text
+    assert "1.00 [1.00, 1.00]" in text
+    assert "Not run yet: seed=0." in text
+
+
 def test_what_is_done_is_not_done_again(repository):
     name = ask(repository, settings={"seed": [0, 1]})
     assert main([name, "--only", "seed=1"]) == 0

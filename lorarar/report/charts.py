@@ -96,6 +96,23 @@ def claim(claims: Sequence[Claim]) -> str:
     return _chart(draw, 0.36 * len(claims) + 1.3)
 
 
+def settings(labels: Sequence[str], averages: Sequence[Interval], published: Sequence[float | None]) -> str:
+    """MARS² average of an experiment's settings, and the paper's where it has them."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        _bars(axes, range(len(labels)), averages, BLUE, "here, 95% interval")
+        if any(published):
+            places = [(value, place) for place, value in enumerate(published) if value is not None]
+            axes.plot(*zip(*places, strict=True), "D", color=OCHRE, ms=5, mfc="none", label="the paper's")
+            figure.legend(loc="outside lower center", ncols=2)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.set(xlim=(-0.03, 1.03), xlabel="MARS² average")
+
+    return _chart(draw, 0.32 * len(labels) + 0.9 + 0.3 * any(published))
+
+
 def modes(found: Mapping[str, Mapping[str, Interval]]) -> str:
     """What is wrong with images, as shares of a bar for each method."""
     names = ordered(found)

@@ -1,0 +1,99 @@
+"""One page with the answers to all questions that were asked on a base: results/<base>/experiments.html."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.plan import Experiment, names, read
+from lorarar.report import charts, page
+from lorarar.report.tables import PAPER_NAMES, Table, title
+from lorarar.scoring.statistics import Interval
+
+WORDS = {
+    "mars2_average": "MARS² average",
+    "mars2_best": "MARS² best",
+    "subject": "subject",
+    "style": "style",
+    "clip_i": "CLIP-I",
+    "dino": "DINO",
+    "clip_t": "CLIP-T",
+}
+Row = dict[str, str]
+"""A line of an experiment's CSV."""
+
+
+def write(base: str) -> Path:
+    """Write the page anew from the CSVs of the base's experiments; return it."""
+    folder = Path("results") / base / "experiments"
+    panels, count = [], 0
+    for name in names():
+        path = folder / f"{name}.csv"
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            panels.append(_panel(read(name, {"base": base}), rows))
+            count += len({row["setting"] for row in rows})
+    out = folder.with_suffix(".html")
+    page.write(
+        out,
+        f"Experiments on {base}",
+        "Every question that was asked, each with the settings that were compared. What may be chosen is chosen on the "
+        "validation split; the test split is for what was fixed before.",
+        [("Questions", str(len(panels))), ("Settings", str(count))],
+        panels,
+    )
+    return out
+
+
+def _panel(experiment: Experiment, rows: Sequence[Row]) -> page.Panel:
+    several = len({row["method"] for row in rows}) > 1
+    labels = [f"{row['setting']}: {title(row['method'])}" if several else row["setting"] for row in rows]
+    averages = [_interval(row, "mars2_average") for row in rows]
+    published = [
+        (
+            experiment.paper.get(row["setting"])
+            or experiment.paper.get(PAPER_NAMES.get(row["method"], row["method"]), {})
+        )
+        for row in rows
+    ]
+    header = ["Setting", "Split", *WORDS.values(), "pairs", "images", *(["paper's average"] if any(published) else [])]
+    cells = [
+        [
+            label,
+            row["split"],
+            *(_cell(_interval(row, figure)) for figure in WORDS),
+            row["n_pairs"],
+            row["n_images"],
+            *([f"{paper['average']:.2f}"] if paper else []),
+        ]
+        for label, row, paper in zip(labels, rows, published, strict=True)
+    ]
+    commits = ", ".join(sorted({f"`{row['commit']}`" for row in rows}))
+    missing = sorted({setting.label for setting in experiment.settings} - {row["setting"] for row in rows})
+    notes = [f"Made by `python -m experiments {experiment.name}` at commit {commits}; 95% intervals over pairs."]
+    notes += [f"Not run yet: {'; '.join(missing)}."] if missing else []
+    pairs = sorted({int(row["n_pairs"]) for row in rows})
+    chart = page.Chart(
+        charts.settings(labels, averages, [paper.get("average") for paper in published]),
+        f"MARS² average of each setting of {experiment.name}",
+        f"MARS² average with 95% intervals over {' or '.join(map(str, pairs))} pairs"
+        + (
+            "; diamonds are the paper's, of SDXL and another judge: compare orders, not values."
+            if any(published)
+            else "."
+        ),
+    )
+    table = Table("Settings", header, cells, notes, shaded=True)
+    return page.Panel(
+        experiment.name, experiment.question, [page.Shown(table, f"experiments/{experiment.name}.md"), chart]
+    )
+
+
+def _interval(row: Row, name: str) -> Interval:
+    return Interval(*(float(row[f"{name}{end}"]) for end in ("", "_ci_low", "_ci_high")))
+
+
+def _cell(found: Interval) -> str:
+    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
