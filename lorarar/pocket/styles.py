@@ -1,4 +1,4 @@
-"""Fourteen families of rendering, `plain`, and one that base and judges do not know: each turns artwork and a palette into a picture.
+"""Fourteen families of rendering, `plain`, and a new one: each turns artwork and a palette into a picture.
 
 A family is a function; a *style* is a family with fixed parameters (`Look`): a ground of its own, an ink of its own,
 a texture of its own. Every picture is drawn at `CANVAS` pixels and reduced to half of it.
@@ -306,20 +306,19 @@ def wood(d: Drawing) -> Image:
 
 
 def cyberpunk(d: Drawing) -> Image:
-    """Night lit from two sides on a screen: a floor of lines, dark shapes with bright rims, colours that slip apart."""
+    """Night, lit from two sides: a floor of glowing lines, dark rims and bright outlines, colours that slip apart."""
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) / CANVAS
-    y, x = y - 0.62, x - 0.5
+    y, x = y - 0.55, x - 0.5
     depth = 1 / np.maximum(y, 0.02)
-    near = np.minimum(np.abs(np.sin(2.5 * depth)), np.abs(np.sin(5 * x * depth)))
-    sky = np.clip(1 - np.abs(y) * (3 + 3 * d.look.grain), 0, 1) * 0.6
-    out = _mix(d.ground, d.ground2, np.where(y > 0, np.clip(1 - 4 * near, 0, 1) * np.clip(6 * y, 0, 1), sky))
+    near = np.minimum(np.abs(np.sin(1.6 * depth)) / depth, np.abs(np.sin((2 + 2 * d.look.grain) * x * depth)) / depth)
+    sky = np.clip(1 - np.abs(y) * 5, 0, 1)
+    out = _mix(d.ground, d.ground2, np.where(y > 0, np.clip(1.3 - 10 * near, 0, 1), 0.8 * sky))
     body = _mix(d.ground * 0.5, d.color, np.full_like(d.cover, 0.85))
     for side, light in ((5, d.ink), (-5, d.ground2)):
         body = _mix(body, light, np.clip(d.cover - _blur(np.roll(d.cover, side, 1), 2.0), 0, 1))
     out = _mix(out, body, d.cover)
     out = _mix(out, d.ink, np.clip(_blur(d.line, 0.7) * 1.2, 0, 1))
-    out = np.dstack([np.roll(out[..., channel], 2 - 2 * channel, 1) for channel in range(3)])
-    return out * (1 - 0.3 * (np.arange(CANVAS) % 6 < 2))[:, None, None]
+    return np.dstack([np.roll(out[..., channel], 3 - 3 * channel, 1) for channel in range(3)])
 
 
 FAMILIES: dict[str, Callable[[Drawing], Image]] = {

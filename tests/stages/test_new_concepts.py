@@ -1,4 +1,4 @@
-"""Section A2.5: new concepts join the bank when the scheme asks for them, and nothing that is there is trained again."""
+"""Section A2.5: new concepts join the bank when the scheme asks for them, and nothing else is trained for that."""
 
 from __future__ import annotations
 
