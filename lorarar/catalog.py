@@ -12,8 +12,8 @@ import yaml
 
 from lorarar.errors import UserError
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Split = Literal["train", "val", "test", "new"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test", "new")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Subject:
     Attributes
     ----------
     name, title : its folder, and the paper's name for it.
-    kind : object, animal or stuffed animal.
+    split : `new` is of none of the paper's splits: nothing knows of it but a division that asks for it (section A2.5).
+    kind : object, animal or stuffed animal; new ones have a kind of their own.
     images : number of its pictures.
     prompt : what its LoRA is trained on, "A תת <class>".
     """
@@ -137,14 +138,14 @@ class Catalog:
         return cls({subject.name: subject for subject in subjects}, {style.name: style for style in styles}, prompts)
 
     def divided(self, scheme: str, root: Path | str = ".") -> Catalog:
-        """The same under a division of `data/splits.yaml`; under `paper`, the tables' own.
+        """The same under a division of `data/splits.yaml`; under `paper`, the tables' own, without what is new.
 
         Raises
         ------
         UserError : there is no such division, or it selects by something that subjects or styles do not have.
         """
         if scheme == "paper":
-            return self
+            return Catalog(_known(self.subjects), _known(self.styles), self.prompts)
         path = Path(root) / "data" / "splits.yaml"
         try:
             divisions = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -192,6 +193,10 @@ def pair_name(subject: Subject, style: Style) -> str:
 def _of(entries: dict[str, Named], split: Split, names: Iterable[str] | None) -> list[Named]:
     kept = entries if names is None else set(names)
     return [entry for entry in entries.values() if entry.split == split and entry.name in kept]
+
+
+def _known(entries: dict[str, Named]) -> dict[str, Named]:
+    return {name: entry for name, entry in entries.items() if entry.split != "new"}
 
 
 def _selected(entries: dict[str, Named], division: dict[Split, Any], kind: str) -> dict[str, Named]:

@@ -57,7 +57,7 @@ def test_judge_prompts_are_those_of_the_appendix() -> None:
 
 
 def test_new_splits_and_paper_results_name_what_the_tables_name() -> None:
-    catalog = Catalog.load(ROOT)
+    catalog = Catalog.load(ROOT).divided("paper")
     assert {subject.kind for subject in catalog.subjects.values()} == {"object", "animal", "stuffed animal"}
     assert {"3d rendering", "cartoon", "watercolor"} <= {style.family for style in catalog.styles.values()}
     paper = yaml.safe_load((ROOT / "data" / "paper_results.yaml").read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -271,9 +272,21 @@ def test_divisions_keep_training_and_test_apart():
             assert kinds["train"] and kinds["test"]
         assert not {s.kind for s, _ in divided.pairs("train")} & {s.kind for s, _ in divided.pairs("test")}
         assert not {t.family for _, t in divided.pairs("train")} & {t.family for _, t in divided.pairs("test")}
-    assert catalog.divided("paper", ROOT) is catalog
+        assert not {"toaster", "cyberpunk"} & {*divided.subjects, *divided.styles}
     with pytest.raises(UserError, match="no 'nothing' there; known divisions: paper, no_animals, no_objects"):
         catalog.divided("nothing", ROOT)
+
+
+def test_new_concepts_are_merged_by_the_hypernetwork_of_the_papers_division():
+    catalog = Catalog.load(ROOT)
+    paper, new = catalog.divided("paper", ROOT), catalog.divided("new_concepts", ROOT)
+    assert not {"toaster", "tv", "sofa", "cyberpunk"} & {*paper.subjects, *paper.styles}
+    assert len(paper.subjects) == 30 and len(paper.styles) == 26
+    assert new.pairs("train") == paper.pairs("train")
+    merged = {(subject.name, style.name) for subject, style in new.pairs("test")}
+    styles = [name for name, style in paper.styles.items() if style.split == "test"] + ["cyberpunk"]
+    assert merged == set(product(["toaster", "tv", "sofa"], styles)) and len(merged) == 18
+    assert all(subject.images == 1 for subject, _ in new.pairs("test"))
 
 
 def test_values_are_written_as_dvc_reads_them():

@@ -114,7 +114,7 @@ def test_the_test_split_comes_from_its_real_addresses_through_a_mirror_once(mirr
 
 
 def test_every_entry_of_the_catalogue_has_a_source_and_a_license_but_one() -> None:
-    catalog = Catalog.load(ROOT)
+    catalog = Catalog.load(ROOT).divided("paper")
     loaded = Photographs.load(ROOT / "data/photographs", Path("cache"))
     wanted = loaded.wanted(catalog.subjects.values(), catalog.styles.values())
     assert len(wanted) == 158 + 26
@@ -206,22 +206,34 @@ def test_a_lock_that_does_not_parse_is_one_clear_line(root: Path) -> None:
 
 def test_a_subject_and_a_style_of_ones_own_are_a_folder_and_a_row(root: Path) -> None:
     with open("data/subjects.csv", "a") as file:
-        file.write("toaster,toaster,toaster,test,object,2\n")
+        file.write("kettle,kettle,kettle,test,object,2\n")
     with open("data/styles.csv", "a") as file:
-        file.write("cyberpunk,cyberpunk,own,test,other,cyberpunk,A street in cyberpunk style,\n")
-    kitchen, street = place("subjects/toaster/kitchen.JPG"), place("styles/cyberpunk/street.webp")
-    shelf = place("subjects/toaster/shelf.png", picture("shelf", kind="PNG"))
+        file.write("mosaic,mosaic,own,test,other,mosaic,A street in mosaic style,\n")
+    kitchen, street = place("subjects/kettle/kitchen.JPG"), place("styles/mosaic/street.webp")
+    shelf = place("subjects/kettle/shelf.png", picture("shelf", kind="PNG"))
     catalog, loaded = Catalog.load(), photographs(root)
-    wanted = loaded.wanted([catalog.subjects["toaster"]], [catalog.styles["cyberpunk"]])
+    wanted = loaded.wanted([catalog.subjects["kettle"]], [catalog.styles["mosaic"]])
     files = loaded.fetch(wanted)
-    assert files == {"subjects/toaster/00": kitchen, "subjects/toaster/01": shelf, "styles/cyberpunk/00": street}
+    assert files == {"subjects/kettle/00": kitchen, "subjects/kettle/01": shelf, "styles/mosaic/00": street}
 
     shelf.unlink()
-    (line,) = failure(lambda: loaded.wanted([catalog.subjects["toaster"]], []))
-    assert line.startswith("data/photographs/subjects/toaster/kitchen.JPG: which of 2 is it?")
+    (line,) = failure(lambda: loaded.wanted([catalog.subjects["kettle"]], []))
+    assert line.startswith("data/photographs/subjects/kettle/kitchen.JPG: which of 2 is it?")
     kitchen.unlink()
-    lines = failure(lambda: loaded.fetch(loaded.wanted([catalog.subjects["toaster"]], [])))
-    assert lines[1] == "subjects/toaster/01: no address; place it by hand as data/photographs/subjects/toaster/01.jpg"
+    lines = failure(lambda: loaded.fetch(loaded.wanted([catalog.subjects["kettle"]], [])))
+    assert lines[1] == "subjects/kettle/01: no address; place it by hand as data/photographs/subjects/kettle/01.jpg"
+
+
+def test_new_concepts_are_placed_by_hand_one_picture_each(root: Path) -> None:
+    shutil.copy(ROOT / "data/splits.yaml", "data")
+    catalog, loaded = Catalog.load().divided("new_concepts"), photographs(root)
+    pairs = catalog.pairs("test")
+    wanted = loaded.wanted({s.name: s for s, _ in pairs}.values(), [catalog.styles["cyberpunk"]])
+    names = ["styles/cyberpunk/00", "subjects/sofa/00", "subjects/toaster/00", "subjects/tv/00"]
+    told = [f"{name}: no address; place it by hand as data/photographs/{name}.jpg" for name in names]
+    assert failure(lambda: loaded.fetch(wanted)) == told
+    placed = {name: place(f"{name}.jpg") for name in names}
+    assert loaded.fetch(loaded.wanted({s.name: s for s, _ in pairs}.values(), [catalog.styles["cyberpunk"]])) == placed
 
 
 def test_pictures_placed_by_hand_stand_in_for_those_of_their_number(mirror: Mirror, root: Path) -> None:

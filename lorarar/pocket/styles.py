@@ -1,4 +1,4 @@
-"""Fourteen families of rendering, and `plain`: each turns artwork and a palette into a picture.
+"""Fourteen families of rendering, `plain`, and a new one: each turns artwork and a palette into a picture.
 
 A family is a function; a *style* is a family with fixed parameters (`Look`): a ground of its own, an ink of its own,
 a texture of its own. Every picture is drawn at `CANVAS` pixels and reduced to half of it.
@@ -305,6 +305,22 @@ def wood(d: Drawing) -> Image:
     return _mix(_shadow(d, _graded(d), 6, 7, 0.5), body, d.cover)
 
 
+def cyberpunk(d: Drawing) -> Image:
+    """Night, lit from two sides: a floor of glowing lines, dark rims and bright outlines, colours that slip apart."""
+    y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) / CANVAS
+    y, x = y - 0.55, x - 0.5
+    depth = 1 / np.maximum(y, 0.02)
+    near = np.minimum(np.abs(np.sin(1.6 * depth)) / depth, np.abs(np.sin((2 + 2 * d.look.grain) * x * depth)) / depth)
+    sky = np.clip(1 - np.abs(y) * 5, 0, 1)
+    out = _mix(d.ground, d.ground2, np.where(y > 0, np.clip(1.3 - 10 * near, 0, 1), 0.8 * sky))
+    body = _mix(d.ground * 0.5, d.color, np.full_like(d.cover, 0.85))
+    for side, light in ((5, d.ink), (-5, d.ground2)):
+        body = _mix(body, light, np.clip(d.cover - _blur(np.roll(d.cover, side, 1), 2.0), 0, 1))
+    out = _mix(out, body, d.cover)
+    out = _mix(out, d.ink, np.clip(_blur(d.line, 0.7) * 1.2, 0, 1))
+    return np.dstack([np.roll(out[..., channel], 3 - 3 * channel, 1) for channel in range(3)])
+
+
 FAMILIES: dict[str, Callable[[Drawing], Image]] = {
     "plain": plain,
     "3d rendering": rendering,
@@ -322,6 +338,8 @@ FAMILIES: dict[str, Callable[[Drawing], Image]] = {
     "watercolor painting": watercolor,
     "wooden sculpture": wood,
 }
+NEW: dict[str, Callable[[Drawing], Image]] = {"cyberpunk": cyberpunk}
+"""Families of new styles (section A2.5). Base and judges learn from `FAMILIES` alone."""
 
 
 def render(art: Artwork, palette: Image, look: Look, at: Pose, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
@@ -349,6 +367,6 @@ def render(art: Artwork, palette: Image, look: Look, at: Pose, rng: np.random.Ge
     reach = _blur(cover, 3.0)[..., None]
     color = _mix(_blur(color, 3.0) / np.maximum(reach, 1e-3), color / np.maximum(cover, 1e-3)[..., None], cover)
     cover = np.clip(np.maximum(cover, line), 0, 1)
-    picture = FAMILIES[look.family](Drawing(np.clip(color, 0, 1), cover, line, look, rng))
+    picture = (FAMILIES | NEW)[look.family](Drawing(np.clip(color, 0, 1), cover, line, look, rng))
     small = cv2.resize(np.clip(picture, 0, 1), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
     return np.round(small * 255).astype(np.uint8)

@@ -87,6 +87,7 @@ class World:
         self.subjects = {
             name: Subject(artwork.load(row["glyph"]), np.array([_rgb(c) for c in row["palette"]], np.float32))
             for name, row in facts["subjects"].items()
+            if name in catalog.subjects
         }
         self.styles = {
             name: Style(
@@ -102,6 +103,7 @@ class World:
                 ),
             )
             for name, row in facts["styles"].items()
+            if name in catalog.styles
         }
         self._looks = {
             f: _lab([(s.look.ground, s.look.ink) for s in self.styles.values() if s.look.family == f]) for f in FAMILIES
@@ -109,10 +111,16 @@ class World:
         self._palettes = np.stack([_lab(s.palette[:2]) for s in self.subjects.values()])
 
     @classmethod
-    def load(cls, root: Path | str = ".") -> World:
-        """Read the catalogue below `root`, and `data/pocket/world.yaml`."""
+    def load(cls, root: Path | str = ".", new: bool = False) -> World:
+        """Read the catalogue below `root`, and `data/pocket/world.yaml`.
+
+        Parameters
+        ----------
+        new : can new subjects and styles be drawn too? A world without them is what base and judges learn from.
+        """
+        catalog = Catalog.load(root)
         with open(Path(root) / "data" / "pocket" / "world.yaml", encoding="utf-8") as file:
-            return cls(Catalog.load(root), yaml.safe_load(file))
+            return cls(catalog if new else catalog.divided("paper"), yaml.safe_load(file))
 
     # --- what the bank learns from, and the truth -------------------------------------------------------------
 

@@ -88,7 +88,7 @@ def add(row: str) -> Callable[[str], str]:
 @pytest.mark.parametrize(
     ("table", "edit", "expected"),
     [
-        ("subjects", lambda text: text + text.splitlines()[1] + "\n", r"subjects\.csv:32: \w+ appears twice"),
+        ("subjects", lambda text: text + text.splitlines()[1] + "\n", r"subjects\.csv:35: \w+ appears twice"),
         ("subjects", lambda text: text.replace(",train,", ",both,", 1), "split 'both' is none of train, val, test"),
         ("styles", lambda text: text.replace(",test,", ",,", 1), "split is empty"),
         ("styles", lambda text: text.replace("split", "splt", 1), "no column split"),

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from skimage.color import deltaE_cie76, rgb2lab
+from tokenizers import Tokenizer
 
+from lorarar.catalog import Catalog
 from lorarar.pocket.styles import FAMILIES, SIZE
 from lorarar.pocket.world import LOOK_MARGIN, PALETTE_MARGIN, World
 
@@ -88,6 +90,42 @@ def test_pictures_depend_on_their_name_and_index_alone(world):
     assert (world.truth("can", "glowing", 7) == again.truth("can", "glowing", 7)).all()
     assert (world.picture("cat2", 3) != world.picture("cat2", 2)).any()
     assert (world.truth("can", "glowing", 7) != world.truth("can", "glowing", 8)).any()
+
+
+@pytest.fixture(scope="module")
+def wider() -> World:
+    """The world with the new concepts of section A2.5."""
+    return World.load(ROOT, new=True)
+
+
+def test_new_concepts_are_drawn_where_they_are_asked_for(world, wider):
+    assert wider.subjects.keys() - world.subjects.keys() == {"toaster", "tv", "sofa"}
+    assert wider.styles.keys() - world.styles.keys() == {"cyberpunk"}
+    for name in ("toaster", "tv", "sofa"):
+        assert wider.picture(name, 0).std() > 15
+        truths = [wider.truth(name, style, 0).astype(float) for style in ("cyberpunk", "glowing")]
+        assert np.abs(truths[0] - truths[1]).mean() > 15
+    assert (wider.truth("can", "glowing", 7) == world.truth("can", "glowing", 7)).all()
+
+
+def test_base_and_judges_never_learn_from_new_concepts(world, wider, samples):
+    new = {name: wider.subjects[name] for name in ("toaster", "tv", "sofa")}
+    known = {s.art.code for s in world.subjects.values()} | {c for codes in world.nouns.values() for c in codes}
+    assert known.isdisjoint(subject.art.code for subject in new.values())
+    assert {subject.art.code for subject in new.values()} & set(world.strangers) == {new["sofa"].art.code}
+    assert "cyberpunk" not in {*FAMILIES, *world.vocabulary, *(sample.family for sample in samples)}
+    for name, subject in new.items():
+        others = [other.palette[:2] for other_name, other in wider.subjects.items() if other_name != name]
+        assert all(apart(subject.palette[:2], palette).max() > PALETTE_MARGIN for palette in others)
+
+
+def test_the_bases_text_encoders_spell_the_new_words_and_have_room_for_them(wider):
+    catalog = Catalog.load(ROOT).divided("new_concepts", ROOT)
+    tokenizer = Tokenizer.from_file(str(ROOT / "data/pocket/base/tokenizer/tokenizer.json"))
+    prompts = {text for s, t in catalog.pairs("test") for text in (s.prompt, t.prompt, catalog.pair_prompt(s, t))}
+    for prompt in prompts:
+        tokens = tokenizer.encode(prompt).tokens
+        assert len(tokens) <= 24 and tokens.count("<|endoftext|>") == 1, "which also stands for what cannot be spelled"
 
 
 def test_half_of_the_critics_pairs_are_true(world):
