@@ -51,7 +51,7 @@ def draw(folder: Path, base: dict[str, Any], subject: str, style: str, seeds: li
     from lorarar.backbone import to_images, to_tensor
     from lorarar.pocket.world import World
 
-    world = World.load(new=True)
+    world = World.load()
     truth = [world.truth(subject, style, seed) for seed in seeds]
     if vae:
         model = backbone(**base)
