@@ -17,7 +17,8 @@ import yaml
 
 from lorarar.catalog import Catalog
 from lorarar.errors import UserError
-from stages.params import Params, load
+from stages.params import load
+from stages.sections import Params
 
 FOLDER = Path("experiments")
 KEYS = ("question", "methods", "splits", "settings", "paper", "figure", "replicates")

@@ -26,7 +26,7 @@ from slurm.fanout import choose
 from stages import scorers
 from stages.context import Context
 from stages.intact import shipped
-from stages.params import Merger, Training
+from stages.sections import Merger, Training
 
 COSTS = Path("data/costs.yaml")
 
