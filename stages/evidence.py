@@ -62,8 +62,7 @@ class Reader:
         code = {path: md5 for path, md5 in read.items() if path.startswith(("lorarar/", "stages/", "slurm/"))}
         data = {path: md5 for path, md5 in read.items() if path.startswith("data/")}
         params = {
-            "seed": context.params.seed,
-            "evaluate": context.params.evaluate.model_dump(),
+            **context.params.model_dump(include={"seed", "seeds", "evaluate"}),
             **context.knobs.model_dump(),
         }
         judge = self.judge["judge"]
