@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments import collect
 from lorarar.adapter import Adapter
 from lorarar.catalog import Pair, pair_name
 from lorarar.files import atomic, write_json
@@ -25,6 +26,7 @@ from lorarar.merge.columns import Coefficients
 from lorarar.objective import merging_loss
 from lorarar.references import generator
 from lorarar.report import scores
+from lorarar.report.tables import ends, signed
 from lorarar.scoring.statistics import bootstrap_mean, paired_difference
 from slurm.task import read_json
 from stages import generate, scorers
@@ -83,6 +85,11 @@ def _adapters(context: Context, pair: Pair) -> tuple[Adapter, Adapter]:
     return content, style
 
 
+def _fitted(context: Context, pair: Pair) -> Path:
+    """File of ZipLoRA's coefficients, which only evaluated pairs have."""
+    return context.artifacts / "ziplora" / f"{pair_name(*pair)}.safetensors"
+
+
 def _average(predicted: Mapping[str, Coefficients]) -> Coefficients:
     """Of each column of each layer, over pairs."""
     every = list(predicted.values())
@@ -111,7 +118,7 @@ def _choices(
         "layer": fill(lambda path, k: average[path][k].mean()),
         "single": fill(lambda path, k: everything[k]),
     }
-    fitted = context.artifacts / "ziplora" / f"{pair_name(*pair)}.safetensors"
+    fitted = _fitted(context, pair)
     return choices | ({"ziplora": columns.load(fitted)} if fitted.exists() else {})
 
 
@@ -123,12 +130,12 @@ def _spread(context: Context, network: HyperNetwork, training: Mapping[str, Coef
         pairs = context.pairs(split)
         grids |= {f"{method}, {split}": len({style.name for _, style in pairs}) for method in ("LoRA.rar", "ZipLoRA")}
         of[f"LoRA.rar, {split}"] = [network.coefficients(*_adapters(context, pair)) for pair in pairs]
-        fitted = [context.artifacts / "ziplora" / f"{pair_name(*pair)}.safetensors" for pair in pairs]
+        fitted = [_fitted(context, pair) for pair in pairs]
         if all(path.exists() for path in fitted):
             of[f"ZipLoRA, {split}"] = [columns.load(path) for path in fitted]
     head = ["", "pairs", "", "mean", "sd between layers", "between columns of a layer", "between pairs at a column"]
     head += ["share of that by content", "by style", "by chance"]
-    lines = ["## Are they of the pair?", "", f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
+    lines = ["## Are they of the pair?", "", collect.row(head), collect.row(["---"] * len(head))]
     for name, every in of.items():
         guided = [path for path in every[0] if ends_with(path, network.guided)]
         for k, kind in enumerate(("m_c", "m_s")):
@@ -139,8 +146,8 @@ def _spread(context: Context, network: HyperNetwork, training: Mapping[str, Coef
             of_pair = torch.cat([(layer - layer.mean(0)) for layer in stacked], dim=1)
             sds = [float(part.square().mean().sqrt()) for part in (means - total, of_column, of_pair)]
             shares = _shares(of_pair, grids[name]) if name in grids else ["", "", ""]
-            cells = [name, str(len(every)), kind, f"{total:.3f}", *(f"{sd:.3f}" for sd in sds), *shares]
-            lines.append(f"| {' | '.join(cells)} |")
+            numbers = [f"{value:.3f}" for value in (total, *sds)]
+            lines.append(collect.row([name, str(len(every)), kind, *numbers, *shares]))
     meaning = (
         "What differs between pairs is what constants cannot do. Of that, what all pairs of one content or "
         "of one style have in common could be read off its LoRA; the rest is of the two together, or noise of fitting. "
@@ -194,16 +201,8 @@ def _loss_table(losses: Mapping[str, Mapping[str, list[float]]]) -> list[str]:
             sums = [[sum(row[choice])] for row in rows]
             change = paired_difference(sums, [[sum(row["direct"])] for row in rows], 0)
             versus = "" if choice == "direct" else f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
-            cells = [
-                SHOWN[choice],
-                split,
-                str(len(rows)),
-                f"{content:.3f}",
-                f"{style:.3f}",
-                f"{content + style:.3f}",
-                versus,
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+            terms = [f"{value:.3f}" for value in (content, style, content + style)]
+            lines.append(collect.row([SHOWN[choice], split, str(len(rows)), *terms, versus]))
     return [
         *lines,
         "",
@@ -214,48 +213,41 @@ def _loss_table(losses: Mapping[str, Mapping[str, list[float]]]) -> list[str]:
 
 def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: Path) -> list[str]:
     """The same choices as images of the validation split."""
-    pairs = context.pairs("val")
-    settings = context.knobs.generate.model_dump()
-    number, base = settings.pop("images_per_pair"), context.data / "base"
-    names = scorers.named(context)
+    pairs = {pair_name(*pair): pair for pair in context.pairs("val")}
+    choices = {n: _choices(context, network, average, pair, list(pairs.values())) for n, pair in pairs.items()}
+    settings, judges = context.knobs.generate.model_dump(), context.data / "judges"
+    number = settings.pop("images_per_pair")
     right: dict[str, list[list[float]]] = {}
     for choice in ("direct", "hypernet", "other", "column", "single"):
         tasks: dict[str, Any] = {}
-        for pair in pairs:
-            path = own / choice / f"{pair_name(*pair)}.safetensors"
-            coefficients = _choices(context, network, average, pair, pairs)[choice]
-            columns.merge(*_adapters(context, pair), coefficients, default=network.constants).save(path)
-            seeds = [context.seed("generate", pair_name(*pair), index) for index in range(number)]
-            prompt = context.catalog.pair_prompt(*pair)
+        for name, pair in pairs.items():
+            path = own / choice / f"{name}.safetensors"
+            columns.merge(*_adapters(context, pair), choices[name][choice], default=network.constants).save(path)
             arguments = {
                 "base": context.model(),
                 "adapter": str(path),
-                "prompt": prompt,
-                "seeds": seeds,
+                "prompt": context.catalog.pair_prompt(*pair),
+                "seeds": [context.seed("generate", name, index) for index in range(number)],
                 "settings": settings,
             }
-            tasks[pair_name(*pair)] = (arguments, [path])
-        store = context.store("generate", generate.CODE, base)
+            tasks[name] = (arguments, [path])
+        store = context.store("generate", generate.CODE, context.data / "base")
         drawn = context.fan_out(store, generate.sample, tasks, f"generate {choice}")
         tasks = {}
-        for subject, style in pairs:
+        for name, (subject, style) in pairs.items():
             references = [context.pictures(subject), context.pictures(style)]
-            folder = drawn[pair_name(subject, style)]
             arguments = {
-                "names": names,
-                "families": str(context.data / "judges" / "recogniser"),
-                "images": str(folder),
+                "names": scorers.named(context),
+                "families": str(judges / "recogniser"),
+                "images": str(drawn[name]),
                 "pair": [subject.name, style.name],
                 "references": [[str(path) for path in paths] for paths in references],
                 "words": style.words,
                 "prompt": context.catalog.class_prompt(subject, style),
             }
-            tasks[pair_name(subject, style)] = (
-                arguments,
-                [*sorted(folder.glob("*.png")), *references[0], *references[1]],
-            )
-        judges = context.store("score", scoring.CODE, context.data / "judges", scorers.PROMPTS)
-        judged = context.fan_out(judges, scoring.judge_pair, tasks, f"score {choice}")
+            tasks[name] = (arguments, [*sorted(drawn[name].glob("*.png")), *references[0], *references[1]])
+        store = context.store("score", scoring.CODE, judges, scorers.PROMPTS)
+        judged = context.fan_out(store, scoring.judge_pair, tasks, f"score {choice}")
         right[choice] = [[row.right for row in scores.read(f / "scores.parquet")] for f in judged.values()]
     lines = [
         "## Do they make better pictures?",
@@ -264,10 +256,9 @@ def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: 
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for choice, values in right.items():
-        figures, change = bootstrap_mean(values, 0), paired_difference(values, right["hypernet"], 0)
-        versus = "" if choice == "hypernet" else f"{change.mean:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
-        cells = [SHOWN[choice], f"{figures.mean:.2f} [{figures.low:.2f}, {figures.high:.2f}]", versus]
-        lines.append(f"| {' | '.join([*cells, str(sum(map(len, values))), str(len(values))])} |")
+        versus = "" if choice == "hypernet" else signed(paired_difference(values, right["hypernet"], 0))
+        cells = [SHOWN[choice], ends(bootstrap_mean(values, 0)), versus, str(sum(map(len, values))), str(len(values))]
+        lines.append(collect.row(cells))
     origin = f"base `{context.base}`, seed {context.params.seed}, judge `{context.knobs.score.judge}`"
     return [*lines, "", "Validation split, the same seeds of images for all.", "", f"Made from: {origin}."]
 

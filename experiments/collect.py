@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.plan import ELSEWHERE, Experiment, Setting
 from lorarar.files import atomic
-from lorarar.report.tables import PAPER_NAMES, title
+from lorarar.report.tables import PAPER_NAMES, interval, signed, title
 from lorarar.scoring.statistics import paired_difference, rank_agreement, spread
 
 FIGURES = ("mars2_average", "mars2_best", "subject", "style", "clip_i", "dino", "clip_t")
@@ -47,10 +47,10 @@ def markdown(experiment: Experiment, rows: Rows) -> str:
     head += ["change of the average [95%]"] * several
     head += ["subject", "style", "CLIP-I", "DINO", "CLIP-T", "images", "pairs"]
     head += ["paper: average", "paper: best"] * bool(paper)
-    lines = [f"# {experiment.question}", "", _row(head), _row(["---"] * 3 + ["---:"] * (len(head) - 3))]
+    lines = [f"# {experiment.question}", "", row(head), row(["---"] * 3 + ["---:"] * (len(head) - 3))]
     for setting, facts in rows:
         for method, split, figures in _figures(experiment, facts):
-            cells = [setting.label, title(method), split, *(_interval(figures, name) for name in FIGURES[:2])]
+            cells = [setting.label, title(method), split, *(interval(figures, name) for name in FIGURES[:2])]
             if several:
                 first = rows[0][1]["figures"][f"{method}-{split}"]
                 cells.append("" if facts is rows[0][1] else _change(figures, first))
@@ -59,7 +59,7 @@ def markdown(experiment: Experiment, rows: Rows) -> str:
             if paper:
                 known = paper.get(setting.label) or paper.get(PAPER_NAMES.get(method, method)) or {}
                 cells += [f"{known[name]:.2f}" if known else "" for name in ("average", "best")]
-            lines.append(_row(cells))
+            lines.append(row(cells))
     lines += ["", "Intervals resample whole pairs; they tell nothing of other seeds."]
     if several:
         lines[-1] += f" Changes are against *{rows[0][0].label}*, on the same pairs and seeds of images."
@@ -87,8 +87,8 @@ def _change(figures: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     common = [pair for pair in figures["right"] if pair in first["right"]]
     if len(common) < len(figures["right"]):
         return "other pairs"
-    low = paired_difference([figures["right"][pair] for pair in common], [first["right"][pair] for pair in common], 0)
-    return f"{low.mean:+.2f} [{low.low:+.2f}, {low.high:+.2f}]"
+    later, earlier = ([one["right"][pair] for pair in common] for one in (figures, first))
+    return signed(paired_difference(later, earlier, 0))
 
 
 def _agreement(experiment: Experiment, rows: Rows, split: str) -> list[str]:
@@ -106,18 +106,13 @@ def _agreement(experiment: Experiment, rows: Rows, split: str) -> list[str]:
         lines.append(f"- {title(method)}: MARS² average {moves}")
     if len(experiment.methods) > 1:
         taus = list(rank_agreement(averages).values())
-        lines.append(
-            f"- Kendall's tau of the methods' ranking, every two settings: {mean(taus):.2f}, from {min(taus):.2f}"
-        )
-        lines[-1] += f" to {max(taus):.2f} (n = {len(taus)})"
+        found = f"{mean(taus):.2f}, from {min(taus):.2f} to {max(taus):.2f} (n = {len(taus)})"
+        lines.append(f"- Kendall's tau of the methods' ranking, every two settings: {found}")
     return lines
 
 
-def _interval(figures: Mapping[str, float], name: str) -> str:
-    return f"{figures[name]:.2f} [{figures[f'{name}_ci_low']:.2f}, {figures[f'{name}_ci_high']:.2f}]"
-
-
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """A line of a table in Markdown."""
     escaped = [cell.replace("|", r"\|") for cell in cells]
     return f"| {' | '.join(escaped)} |"
 
@@ -127,8 +122,8 @@ def _chart(path: Path, experiment: Experiment, key: str, rows: Rows) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if key in row[0].changes]
-    places = [row[0].changes[key] for row in rows]
+    rows = [(setting, facts) for setting, facts in rows if key in setting.changes]
+    places = [setting.changes[key] for setting, _ in rows]
     numeric = all(isinstance(place, (int, float)) for place in places)
     x = places if numeric else list(range(len(places)))
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")

@@ -17,7 +17,7 @@ import yaml
 
 from lorarar.catalog import Catalog
 from lorarar.errors import UserError
-from stages.params import Params, load
+from stages.params import load
 
 FOLDER = Path("experiments")
 KEYS = ("question", "methods", "splits", "settings", "paper", "figure", "replicates")
@@ -197,12 +197,12 @@ def _paper(name: str | None) -> dict[str, dict[str, float]]:
     return tables[name]
 
 
-def _check(setting: Setting, path: Path, catalog: Catalog) -> Params:
+def _check(setting: Setting, path: Path, catalog: Catalog) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump(setting.params, file, allow_unicode=True)
         file.flush()
         try:
-            return load(Path(file.name), catalog)
+            load(Path(file.name), catalog)
         except UserError as error:
             reason = re.sub(rf"^{re.escape(file.name)}:\d+: ", "", str(error).splitlines()[0])
             raise UserError(f"{path}: {setting.label}: {reason}") from None

@@ -9,26 +9,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from lorarar import hub
-from lorarar.controls import CONTROLS
 from lorarar.errors import UserError
-from lorarar.merge.registry import METHODS
-from lorarar.scoring.judges import HUB_ID, JudgePrompts
+from lorarar.scoring.judges import HUB_ID
 from slurm.fanout import choose
-from stages import scorers
 from stages.context import Context
+from stages.costs import COSTS, Cost, costs, gpu_gigabytes
 from stages.intact import shipped
-from stages.params import Merger, Training
-
-COSTS = Path("data/costs.yaml")
 
 
 @dataclass(frozen=True)
@@ -38,16 +31,6 @@ class Finding:
     about: str
     ready: bool
     says: str
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a stage will take: `hours` of a GPU, or of a core for a base that wants none, None if nobody knows."""
-
-    stage: str
-    tasks: int
-    hours: float | None
-    gigabytes: float
 
 
 def examine(context: Context, download: bool = False) -> Iterator[Finding]:
@@ -66,75 +49,6 @@ def examine(context: Context, download: bool = False) -> Iterator[Finding]:
     yield Finding("memory", there >= wanted, f"{there:.0f} GB here, {wanted:.0f} GB asked for by the largest job")
     needed, free = sum(cost.gigabytes for cost in costs(context)), shutil.disk_usage(".").free / 1e9
     yield Finding("disk", free >= needed, f"{free:.1f} GB free, about {needed:.1f} GB needed")
-
-
-def costs(context: Context) -> list[Cost]:
-    """What each stage will take, by data/costs.yaml, if nothing of it has been done yet.
-
-    A training step on a picture is a forward and a backward pass, whose weights are frozen, and with checkpointing
-    another forward pass; Eq. 3 adds the two adapters' own predictions. Files of `artifacts/` count twice, as DVC's
-    cache has them too, unless it is set to links; what tasks made a third time, as finished tasks are kept.
-    """
-    reckoned = yaml.safe_load(COSTS.read_text(encoding="utf-8"))
-    knobs, methods = context.knobs, context.methods
-    counted, assumed = reckoned["counted"][context.base], reckoned["assumed"]
-    measured = reckoned["measured"].get(context.base, {})
-    area = (knobs.backbone.resolution / 1024) ** 2
-    lora = counted["lora_per_rank"] * knobs.bank.rank * 4 / 1e9
-    passes = 2 + knobs.backbone.gradient_checkpointing
-    pairs, members = context.evaluated, context.members
-    merging = [name for name in methods if name in METHODS]
-    # Merged LoRAs have both ranks; a schedule is two LoRAs; controls apply one of them, or none.
-    merged = sum(2 if name in METHODS else CONTROLS[name].adapter is not None for name in methods)
-    images = knobs.generate.images_per_pair * len(pairs) * len(methods)
-    questions = sum(subject.images + 1 for subject, _ in pairs) * knobs.generate.images_per_pair * len(methods)
-    # The judge in the paper's words is asked in stage score already.
-    rewordings = len(JudgePrompts.variants(scorers.PROMPTS)) - 1 + len(knobs.score.ranking.judges)
-    share = min(knobs.score.ranking.images / knobs.generate.images_per_pair, 1) * len(merging) / len(methods)
-    forward, encode, decode = (counted.get(name, 0) * area for name in ("forward", "encode", "decode"))
-
-    def training(one: Training, pictures: int) -> float:
-        return one.steps * one.batch_size * passes * forward + pictures * encode
-
-    def fitting(one: Merger) -> float:
-        return one.steps * one.batch_size * 2 * (1 + passes + (one.fidelity == "relative")) * forward
-
-    sides = 2 if knobs.generate.guidance > 1 else 1
-    bank = sum(training(knobs.bank.subject, s.images) for s in context.subjects)
-    bank += len(context.styles) * training(knobs.bank.style, 1)
-    fits = len(pairs) * ("ziplora" in merging)
-    joints = len(pairs) * ("joint" in merging)
-    picture = assumed["picture_mb"] * area / 1e3
-    tasks = len(pairs) * len(methods)
-    sampling = images * (knobs.generate.steps * sides * forward + decode)
-    rows = [
-        ("bank", len(members), bank, 3 * lora * len(members)),
-        ("hypernet", 1, fitting(knobs.hypernet), 0.0),
-        ("ziplora", fits, fits * fitting(knobs.ziplora), 0.0),
-        ("joint", joints, joints * training(knobs.joint, 0), 3 * lora * joints),
-        ("merge", 0, 0.0, 2 * lora * merged * len(pairs)),
-        ("generate", tasks, sampling, 3 * picture * images),
-        ("score", tasks, questions * assumed["question"], 0.0),
-        ("ranking", len(pairs) * len(merging), questions * share * rewordings * assumed["question"], 0.0),
-    ]
-
-    def hours(stage: str, tasks: int, tflop: float) -> float | None:
-        if not tasks:
-            return 0.0
-        if "forward" not in counted:
-            return tasks * measured[stage] / 3600 if stage in measured else None
-        return tflop / assumed["tflop_per_second"] / 3600
-
-    return [Cost(stage, tasks, hours(stage, tasks, tflop), size) for stage, tasks, tflop, size in rows]
-
-
-def gpu_gigabytes(context: Context) -> float:
-    """Memory that a training step takes: weights, factors with gradients and AdamW's state, and activations."""
-    reckoned = yaml.safe_load(COSTS.read_text(encoding="utf-8"))
-    counted, knobs = reckoned["counted"][context.base], context.knobs
-    width = 4 if knobs.backbone.training_dtype == "float32" else 2
-    factors = counted["lora_per_rank"] * knobs.bank.rank * (10 if knobs.backbone.eight_bit_adam else 16)
-    return (counted["parameters"] * width + factors) / 1e9 + reckoned["assumed"]["activations_gb"]
 
 
 def _tried(about: str, look: Callable[[], str]) -> Finding:
@@ -235,10 +149,8 @@ def show(context: Context, found: list[Finding], reckoned: list[Cost]) -> None:
     total = sum(row.hours or 0 for row in reckoned), sum(row.gigabytes for row in reckoned)
     cost.add_row("all", "", _hours(total[0]), f"{total[1]:.1f}")
     Console().print(cost)
-    counted: Any = (
-        "as measured on one core of an AMD EPYC" if unit == "core" else "on an RTX 4090, of which none was measured"
-    )
-    print(f"Hours are {counted}; {COSTS} says how they are reckoned. Sizes of LoRAs are exact, of pictures assumed.")
+    where = "as measured on one core of an AMD EPYC" if unit == "core" else "on an RTX 4090, of which none was measured"
+    print(f"Hours are {where}; {COSTS} says how they are reckoned. Sizes of LoRAs are exact, of pictures assumed.")
 
 
 def _hours(value: float | None) -> str:

@@ -62,8 +62,7 @@ class Reader:
         code = {path: md5 for path, md5 in read.items() if path.startswith(("lorarar/", "stages/", "slurm/"))}
         data = {path: md5 for path, md5 in read.items() if path.startswith("data/")}
         params = {
-            "seed": context.params.seed,
-            "evaluate": context.params.evaluate.model_dump(),
+            **context.params.model_dump(include={"seed", "seeds", "evaluate"}),
             **context.knobs.model_dump(),
         }
         judge = self.judge["judge"]
@@ -97,7 +96,18 @@ class Reader:
         fitted = self._fitted(split, metrics)
         near = self._neighbours(split, rows, resampling)
         one = panels.Evidence(
-            split, metrics, rows, titles, {}, found, modes, worst, self._look(split), mars2, fitted, near
+            split=split,
+            metrics=metrics,
+            rows=rows,
+            titles=titles,
+            tables={},
+            claims=found,
+            modes=modes,
+            worst=worst,
+            look=self._look(split),
+            paper=mars2,
+            fitted=fitted,
+            neighbours=near,
         )
         made = {
             "mars2": tables.mars2_table(metrics, mars2, split, self.judge, provenance),

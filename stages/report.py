@@ -36,11 +36,10 @@ def main(context: Context) -> None:
             hidden / f"figures/mars2-{one.split}.png", one.metrics, f"MARS² on {context.base}, split {one.split}"
         )
         pairs = context.pairs(cast(Split, one.split))
-        _grid(context, hidden / f"figures/grid-{one.split}.webp", one, pairs)
-        # One pair for each subject, each with another style: small enough for a first look.
-        rows, columns = (list(dict.fromkeys(member.name for member in members)) for members in zip(*pairs, strict=True))
-        few = [pair for pair in pairs if rows.index(pair[0].name) % len(columns) == columns.index(pair[1].name)]
-        _grid(context, hidden / f"figures/overview-{one.split}.webp", one, few)
+        _grid(hidden / f"figures/grid-{one.split}.webp", one, pairs)
+        few = panels.few([(subject.name, style.name) for subject, style in pairs])
+        seen = [pair for pair in pairs if (pair[0].name, pair[1].name) in few]
+        _grid(hidden / f"figures/overview-{one.split}.webp", one, seen)
     for name, general in {"judge": judge, "world": world}.items():
         if general:
             _write(hidden / f"tables/{name}.md", str(general))
@@ -70,7 +69,7 @@ def main(context: Context) -> None:
     )
 
 
-def _grid(context: Context, path: Path, one: panels.Evidence, pairs: list[Pair]) -> None:
+def _grid(path: Path, one: panels.Evidence, pairs: list[Pair]) -> None:
     """First image of every method, whether it is a good one or not, beside the references."""
     rows = []
     for subject, style in pairs:

@@ -1,17 +1,22 @@
-"""A base model of SDXL's own classes with random weights, small enough to be made in a second."""
+"""What many tests stand on: a server of files, a browser, and a tiny base of SDXL's own classes with random weights."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from mirror import Mirror
 
 from lorarar.adapter import Adapter, Factors
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 WORDS = ["a", "dog", "cat", "car", "red", "in", "oil", "style", "painting", "sks"]
 
@@ -28,6 +33,29 @@ def mirror() -> Iterator[Mirror]:
     server = Mirror()
     yield server
     server.close()
+
+
+@pytest.fixture(params=["desk", "phone"])
+def browser(request: pytest.FixtureRequest) -> Iterator[Chrome]:
+    """A real Chromium that logs what its pages say and ask for, with a desk's window and as a phone."""
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and chromedriver):
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    width, height = {"desk": (1280, 900), "phone": (390, 844)}[request.param]
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={width},{height}"):
+        options.add_argument(argument)
+    if request.param == "phone":
+        metrics = {"width": width, "height": height, "pixelRatio": 2, "touch": True}
+        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = Chrome(options, Service(chromedriver))
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from lorarar.report.claims import Claim
 from lorarar.report.coefficients import PROJECTIONS, Fitted, by_block
 from lorarar.report.failures import MODES, Neighbour
-from lorarar.report.tables import PAPER_NAMES, Figures, label, ordered, title
+from lorarar.report.tables import PAPER_NAMES, Figures, estimate, label, ordered, title
 from lorarar.scoring.statistics import Interval
 
 INK, QUIET, FAINT = "#1d2127", "#667080", "#d8dde3"
@@ -23,7 +23,8 @@ DARK = {
     RED: "#e8847a", VIOLET: "#b79ad9",
 }  # fmt: skip
 """Colours of the light page, and what stands for them on the dark one."""
-COLOURS = {"confirmed": GREEN, "refuted": RED, "open": QUIET}
+VERDICTS = {"confirmed": GREEN, "refuted": RED, "open": QUIET}
+SIDES = ((BLUE, "$m_c$, content"), (OCHRE, "$m_s$, style"))
 WIDTH = 7.6
 """Inches of every chart, so that letters have one size on the page."""
 COLUMNS = 40
@@ -47,7 +48,7 @@ def methods(metrics: Mapping[str, Figures], paper: Mapping[str, Mapping[str, flo
             ("mars2_average", -0.14, BLUE, "average"),
             ("mars2_best", 0.14, OCHRE, "best"),
         ):
-            found = [_of(metrics[method], name) for method in names]
+            found = [estimate(metrics[method], name) for method in names]
             _bars(panels[0], places + offset, found, colour, word)
             for panel in panels[1:]:
                 short = name.removeprefix("mars2_")
@@ -72,7 +73,7 @@ def claim(claims: Sequence[Claim]) -> str:
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         for place, one in enumerate(claims):
-            colour = COLOURS[one.verdict]
+            colour = VERDICTS[one.verdict]
             if one.difference:
                 _bars(axes, [place], [one.difference], colour)
             axes.plot([one.published], [place], "D", color=OCHRE, ms=5, mfc="none")
@@ -140,14 +141,13 @@ def columns(fitted: Sequence[Fitted], seed: int) -> str:
         panels = figure.subplots(len(fitted), 2, sharex=True, sharey="row", squeeze=False)
         for row, method in zip(panels, fitted, strict=True):
             values = method.where()
-            assert values is not None
             count = min(COLUMNS, values.shape[2])
             drawn = values[:, :, np.sort(np.random.default_rng(seed).choice(values.shape[2], count, replace=False))]
-            for side, (axes, colour) in enumerate(zip(row, (BLUE, OCHRE), strict=True)):
+            for side, (axes, (colour, word)) in enumerate(zip(row, SIDES, strict=True)):
                 low, middle, high = np.quantile(drawn[:, side], (0, 0.5, 1), axis=0)
                 axes.vlines(range(count), low, high, color=colour, lw=1.4, alpha=0.5)
                 axes.plot(range(count), middle, ".", color=colour, ms=4)
-                axes.set_title(f"{title(method.method)}: {('$m_c$, content', '$m_s$, style')[side]}")
+                axes.set_title(f"{title(method.method)}: {word}")
                 axes.set_xticks([])
 
     return _chart(draw, 1.75 * len(fitted) + 0.4)
@@ -160,13 +160,12 @@ def histograms(fitted: Sequence[Fitted]) -> str:
         panels = figure.subplots(len(fitted), 2, sharey="row", sharex="row", squeeze=False)
         for row, method in zip(panels, fitted, strict=True):
             values = method.where()
-            assert values is not None
             low, high = np.quantile(values, (0.0005, 0.9995))
             edges = np.linspace(low, max(high, low + 1e-3), 61)
-            for side, (axes, colour) in enumerate(zip(row, (BLUE, OCHRE), strict=True)):
+            for side, (axes, (colour, word)) in enumerate(zip(row, SIDES, strict=True)):
                 counts, _ = np.histogram(values[:, side], edges)
                 axes.stairs(counts / values[:, side].size, edges, fill=True, color=colour, alpha=0.75)
-                axes.set_title(f"{title(method.method)}: {('$m_c$, content', '$m_s$, style')[side]}")
+                axes.set_title(f"{title(method.method)}: {word}")
             row[0].set_ylabel("share of columns")
 
     return _chart(draw, 1.75 * len(fitted) + 0.3)
@@ -180,7 +179,7 @@ def blocks(fitted: Sequence[Fitted]) -> str:
         panels = figure.subplots(len(fitted), 2, sharey="row", squeeze=False)
         for row, method in zip(panels, fitted, strict=True):
             found, projections = by_block(method), method.projections
-            for side, (axes, colour) in enumerate(zip(row, (BLUE, OCHRE), strict=True)):
+            for side, (axes, (colour, word)) in enumerate(zip(row, SIDES, strict=True)):
                 for block, projection, quantiles in found:
                     offset = 0.7 * (projections.index(projection) + 0.5) / len(projections) - 0.35
                     place = method.blocks.index(block) + offset
@@ -188,7 +187,7 @@ def blocks(fitted: Sequence[Fitted]) -> str:
                     axes.vlines(place, low, high, color=colour, lw=1.4, alpha=0.6)
                     axes.plot([place], [middle], styles[projection], color=colour, ms=4)
                 axes.set_xticks(range(len(method.blocks)), [_short(block) for block in method.blocks])
-                axes.set_title(f"{title(method.method)}: {('$m_c$, content', '$m_s$, style')[side]}")
+                axes.set_title(f"{title(method.method)}: {word}")
         for projection in dict.fromkeys(name for method in fitted for name in method.projections):
             panels[0][0].plot([], [], styles[projection], color=QUIET, ms=4, label=PROJECTIONS[projection])
         figure.legend(loc="outside lower center", ncols=4)
@@ -277,10 +276,6 @@ def _chart(draw: Callable[[Any], None], height: float) -> str:
     # The browser's own letters are narrower than those that the layout was made for.
     text = re.sub(r"font: ([\w. ]*?[\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", stream.getvalue())
     return text[text.index("<svg") :]
-
-
-def _of(figures: Figures, name: str) -> Interval:
-    return Interval(figures[name], figures[f"{name}_ci_low"], figures[f"{name}_ci_high"])
 
 
 def _bars(axes: Any, places: npt.ArrayLike, found: Sequence[Interval], colour: str, word: str | None = None) -> None:

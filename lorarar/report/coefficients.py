@@ -20,10 +20,9 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Layer:
-    """Where a layer is: `down_blocks.0`, cross-attention or not, and which projection."""
+    """Where a layer is: `down_blocks.0`, and which projection."""
 
     block: str
-    cross: bool
     projection: str
 
     @classmethod
@@ -31,7 +30,7 @@ class Layer:
         """Read from the path of a module of diffusers' UNet."""
         block = ".".join(path.split(".")[: 1 if path.startswith("mid_block") else 2])
         projection = next((name for name in PROJECTIONS if path.endswith(f".{name}")), path.rpartition(".")[2])
-        return cls(block, ".attn2." in path, projection)
+        return cls(block, projection)
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,14 @@ class Fitted:
         }
         return cls(method, list(by_pair), layers)
 
-    def where(self, block: str | None = None, projection: str | None = None) -> Values | None:
-        """(pairs, 2, columns) of the layers of a block, of a projection, or of all; None if there are none."""
+    def where(self, block: str | None = None, projection: str | None = None) -> Values:
+        """Those of the layers of a block, of a projection, or of all; no columns if there are no such layers."""
         kept = [
             values
             for path, values in self.layers.items()
-            if (block in (None, Layer.of(path).block)) and (projection in (None, Layer.of(path).projection))
+            if block in (None, Layer.of(path).block) and projection in (None, Layer.of(path).projection)
         ]
-        return np.concatenate(kept, axis=2) if kept else None
+        return np.concatenate([np.empty((len(self.pairs), 2, 0), np.float32), *kept], axis=2)
 
     @property
     def blocks(self) -> list[str]:
@@ -83,8 +82,6 @@ def table(fitted: Sequence[Fitted], split: str, provenance: Provenance) -> Table
     for method in fitted:
         for projection in (None, *method.projections):
             values = method.where(projection=projection)
-            if values is None:
-                continue
             row = [title(method.method), PROJECTIONS[projection] if projection else "all", f"{values.shape[2]:,}"]
             for side in (0, 1):
                 low, _, middle, _, high = np.quantile(values[:, side], QUANTILES)
@@ -113,6 +110,6 @@ def by_block(fitted: Fitted) -> list[tuple[str, str, npt.NDArray[Any]]]:
     for block in fitted.blocks:
         for projection in fitted.projections:
             values = fitted.where(block, projection)
-            if values is not None:
+            if values.size:
                 found.append((block, projection, np.quantile(values, QUANTILES, axis=(0, 2)).T))
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorarar.report.scores import ByPair, Row
-from lorarar.report.tables import Provenance, Table, label, ordered, title
+from lorarar.report.tables import Provenance, Table, ends, label, ordered, title
 from lorarar.scoring.judges import Kind
 from lorarar.scoring.statistics import Interval, bootstrap_mean
 
@@ -32,19 +32,14 @@ def modes(pairs: ByPair, seed: int, resamples: int) -> dict[str, Interval]:
 
 def modes_table(found: Mapping[str, Mapping[str, Interval]], split: str, n: str, provenance: Provenance) -> Table:
     """One method a row; `n` says how many images each has."""
-    rows = [
-        [label(method), *(f"{part.mean:.2f} [{part.low:.2f}, {part.high:.2f}]" for part in found[method].values())]
-        for method in ordered(found)
-    ]
-    notes = [
-        f"Shares of {n}, with 95% intervals that resample whole pairs.",
-    ]
+    rows = [[label(method), *map(ends, found[method].values())] for method in ordered(found)]
+    notes = [f"Shares of {n}, with 95% intervals that resample whole pairs."]
     return Table(f"What is wrong on the split {split}", ["", *MODES], rows, notes, str(provenance), shaded=True)
 
 
 @dataclass(frozen=True)
 class Bad:
-    """A pair that a method does badly, and the first image of it that is wrong (None if all are right)."""
+    """A pair that a method does badly: the share of its `n` images that are right, and the first wrong one, if any."""
 
     pair: tuple[str, str]
     share: float
@@ -141,7 +136,7 @@ def neighbours_table(found: Sequence[Neighbour], names: Mapping[str, str], split
     for kind in ("subject", "style"):
         those = sorted((one for one in found if one.kind == kind), key=lambda one: -one.similarity)
         for one in those:
-            values = [f"{one.shares[m].mean:.2f} [{one.shares[m].low:.2f}, {one.shares[m].high:.2f}]" for m in methods]
+            values = [ends(one.shares[method]) for method in methods]
             rows.append([names[one.name], kind, names[one.nearest], f"{one.similarity:.3f}", f"{one.n}", *values])
         rhos = [rank_correlation(those, method) for method in methods]
         texts = ["" if np.isnan(rho) else f"{rho:+.2f}" for rho in rhos]

@@ -16,6 +16,7 @@ from lorarar.merge.columns import Coefficients
 from lorarar.report.tables import Figures, Table, interval, title
 
 ROUNDS = 3
+"""Times that a forward pass is timed."""
 ROWS = ("ziplora", "lorarar")
 
 
@@ -52,6 +53,7 @@ def extra(hypernet: HyperNetwork, content: Adapter, style: Adapter) -> float | N
 
 
 def _status(name: str) -> float:
+    """Megabytes that Linux has under this name for this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
@@ -78,25 +80,21 @@ def table(measured: Mapping[str, Any], metrics: Mapping[str, Figures], paper: Ma
     for method in (name for name in ROWS if name in metrics):
         found, published = measured.get(method, {}), paper.get(method, {})
         seconds = found.get("seconds")
-        rows.append(
-            [
-                title(method),
-                f"{_seconds(seconds)} (n = {seconds['n']})" if seconds else "not measured",
-                f"{found['parameters']:,}" if "parameters" in found else "not measured",
-                interval(metrics[method], "attempts"),
-                f"{found['extra_mb']:+,.1f} MB" if "extra_mb" in found else "not measured",
-                *(
-                    [
-                        f"{published['seconds_to_predict_coefficients']:g} s",
-                        f"{float(published['parameters']) / 1e6:.2f} M",
-                        f"{published['attempts_to_good_image']:.2f}",
-                        f"{published['extra_memory_gb']:g} GB",
-                    ]
-                    if published
-                    else []
-                ),
+        row = [
+            title(method),
+            f"{_seconds(seconds)} (n = {seconds['n']})" if seconds else "not measured",
+            f"{found['parameters']:,}" if "parameters" in found else "not measured",
+            interval(metrics[method], "attempts"),
+            f"{found['extra_mb']:+,.1f} MB" if "extra_mb" in found else "not measured",
+        ]
+        if published:
+            row += [
+                f"{published['seconds_to_predict_coefficients']:g} s",
+                f"{float(published['parameters']) / 1e6:.2f} M",
+                f"{published['attempts_to_good_image']:.2f}",
+                f"{published['extra_memory_gb']:g} GB",
             ]
-        )
+        rows.append(row)
     notes = [
         "Seconds: median and quartiles over pairs, on one thread. LoRA.rar's are of the forward pass on adapters in "
         f"memory (median of {ROUNDS} each), ZipLoRA's of its whole task for a pair: loading, encoding, optimising. "

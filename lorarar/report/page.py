@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,13 +74,16 @@ class Facts:
     rows: Sequence[tuple[str, str]]
 
 
+Block = Text | Shown | Chart | Gallery | Facts
+
+
 @dataclass(frozen=True)
 class Panel:
     """A section; one that has no blocks is not shown."""
 
     name: str
     title: str
-    blocks: Sequence[Text | Shown | Chart | Gallery | Facts] = field(default_factory=list)
+    blocks: Sequence[Block]
 
 
 def write(path: Path, heading: str, lead: str, facts: Sequence[tuple[str, str]], panels: Sequence[Panel]) -> None:

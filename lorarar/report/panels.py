@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from lorarar.merge.registry import METHODS
@@ -12,7 +13,7 @@ from lorarar.report import charts, claims, failures
 from lorarar.report.claims import Claim
 from lorarar.report.coefficients import Fitted
 from lorarar.report.failures import Bad, Neighbour
-from lorarar.report.page import Cell, Chart, Facts, Gallery, Panel, Shown, Text
+from lorarar.report.page import Block, Cell, Chart, Facts, Gallery, Panel, Shown, Text
 from lorarar.report.scores import ByPair, Row
 from lorarar.report.tables import Figures, Table, ordered, title
 from lorarar.scoring.statistics import Interval
@@ -22,7 +23,6 @@ Look = Callable[[str, tuple[str, str], int], Picture]
 """(method, pair, index) -> an image; `subject` and `style` as method are the references."""
 MOST_ROWS = 40
 """Pairs of a split whose pictures are in the page, which is to stay small."""
-Blocks = list[Text | Shown | Chart | Gallery | Facts]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Evidence:
     rows : method -> scores of its images, pair by pair, the same pairs for all.
     titles : subjects and styles by name.
     tables : what tables/<name>-<split>.md hold.
+    modes, worst : method -> what is wrong with its images, and its worst pairs.
+    paper : name in the paper -> MARS² average and best, where it has some of this split.
     """
 
     split: str
@@ -69,7 +71,7 @@ class Evidence:
 
 def results(splits: Sequence[Evidence]) -> Panel:
     """Every method between floors and ceilings, beside the paper's figures."""
-    blocks: Blocks = [
+    blocks: list[Block] = [
         Text(
             "MARS² asks of every image whether a judge finds both the right subject and the right style in it. "
             "*Average* is the share of images where it does, *best* the share of pairs with at least one. Floors are "
@@ -101,7 +103,7 @@ def results(splits: Sequence[Evidence]) -> Panel:
 
 def claim(splits: Sequence[Evidence]) -> Panel:
     """The paper's claim, competitor by competitor."""
-    blocks: Blocks = []
+    blocks: list[Block] = []
     for one in splits:
         if not any(found.difference for found in one.claims):
             continue
@@ -137,7 +139,7 @@ def parts(splits: Sequence[Evidence]) -> Panel:
 
 def coefficients(splits: Sequence[Evidence], seed: int) -> Panel:
     """Merger coefficients, the paper's Figures 3 and 8."""
-    blocks: Blocks = []
+    blocks: list[Block] = []
     for one in (one for one in splits if one.fitted):
         names = " and ".join(title(fitted.method) for fitted in one.fitted)
         pairs = len(one.fitted[0].pairs)
@@ -166,7 +168,7 @@ def coefficients(splits: Sequence[Evidence], seed: int) -> Panel:
 
 def gallery(splits: Sequence[Evidence]) -> Panel:
     """Every method on the same pairs, the paper's Figures 9 and 10."""
-    blocks: Blocks = [
+    blocks: list[Block] = [
         Text(
             "The first image that each method made for a pair, whether it is a good one or not, with the judge's "
             "verdict on it and how many of all images of the pair are right. All sampling begins with the same noise."
@@ -174,11 +176,9 @@ def gallery(splits: Sequence[Evidence]) -> Panel:
     ]
     for one in splits:
         pairs = list(next(iter(one.rows.values())))
-        left, below = list(dict.fromkeys(p[0] for p in pairs)), list(dict.fromkeys(p[1] for p in pairs))
-        # One pair for each subject, each with another style.
-        first = [p for p in pairs if left.index(p[0]) % len(below) == below.index(p[1])][:MOST_ROWS]
+        first = few(pairs)[:MOST_ROWS]
         others = [pair for pair in pairs if pair not in first]
-        kept = others[:: -(-len(others) // max(MOST_ROWS - len(first), 1))] if others else []
+        kept = others[:: ceil(len(others) / max(MOST_ROWS - len(first), 1))] if others else []
         # What is compared most often stands beside the references: a page is narrower than all columns.
         first_seen = {"truth": 0, claims.SUBJECT: 1, "ziplora": 2}
         methods = sorted(one.rows, key=lambda m: (first_seen.get(m, 3), m not in METHODS))
@@ -190,6 +190,12 @@ def gallery(splits: Sequence[Evidence]) -> Panel:
             rows = [_pictures(one, pair, methods) for pair in kept]
             blocks.append(Gallery(columns, rows, n, f"The {some} other pairs of the split {one.split}"))
     return Panel("pictures", "Pictures", blocks)
+
+
+def few(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """One pair for each subject, each with another style: small enough for a first look."""
+    subjects, styles = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
+    return [(s, t) for s, t in pairs if subjects.index(s) % len(styles) == styles.index(t)]
 
 
 def learning(curve: Mapping[str, Sequence[float]]) -> Panel:
@@ -209,7 +215,7 @@ def learning(curve: Mapping[str, Sequence[float]]) -> Panel:
 
 def failed(splits: Sequence[Evidence]) -> Panel:
     """Failures, as openly as successes."""
-    blocks: Blocks = []
+    blocks: list[Block] = []
     for one in splits:
         merging = {method: one.worst[method] for method in ordered(one.worst) if method in METHODS}
         blocks.append(
@@ -249,7 +255,7 @@ def failed(splits: Sequence[Evidence]) -> Panel:
 
 def trusted(judge: Table | None, world: Table | None, splits: Sequence[Evidence]) -> Panel:
     """How far judge and world can be trusted."""
-    blocks: Blocks = []
+    blocks: list[Block] = []
     if judge:
         blocks.append(Shown(judge, "tables/judge.md"))
     if world:
@@ -260,7 +266,7 @@ def trusted(judge: Table | None, world: Table | None, splits: Sequence[Evidence]
 
 def people(found: Mapping[str, Any], paper: Mapping[str, float]) -> Panel:
     """Correlation of metrics with votes; kind of study -> what `lorarar.study.report` wrote."""
-    blocks: Blocks = []
+    blocks: list[Block] = []
     if "ratings" not in found:
         blocks.append(Text("Nobody has voted yet: `lorarar study` collects votes, data/study/README.md says how."))
     for kind, figures in found.items():

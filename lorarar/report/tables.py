@@ -289,9 +289,14 @@ def _auc(judge: Figures, kind: Kind, score: str) -> str:
     return f"{interval(judge, f'{kind}_{score}_auc', 3)}{own}"
 
 
+def estimate(figures: Figures, name: str) -> Interval:
+    """A figure that has its `_ci_low` and `_ci_high` beside it."""
+    return Interval(figures[name], figures[f"{name}_ci_low"], figures[f"{name}_ci_high"])
+
+
 def interval(figures: Figures, name: str, digits: int = 2) -> str:
-    """A figure that has its `_ci_low` and `_ci_high` beside it, as `ends` writes it."""
-    return ends(Interval(figures[name], figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]), digits)
+    """The same, as `ends` writes it."""
+    return ends(estimate(figures, name), digits)
 
 
 def signed(found: Interval) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,15 +11,12 @@ import numpy as np
 import pytest
 import torch
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from lorarar.report import claims, coefficients, failures, page, panels, tables, trust
 from lorarar.report.scores import Row, by_pair, summarise
 from lorarar.scoring.statistics import Interval
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-SIZES = {"desk": (1280, 900), "phone": (390, 844)}
 VOID = {"meta", "link", "img", "source", "br"}
 UNEXAMINED: dict = {"judge": "a judge", "n": 0, "not_examined": "nobody knows the truth here"}
 PROVENANCE = tables.Provenance("pocket", 0, "1a", "2b", "3c", "verification")
@@ -188,24 +183,6 @@ def test_a_judge_that_was_not_examined_is_said_to_be_so() -> None:
     judge |= {f"{kind}_{error}": 0.05 for kind in ("subject", "style") for error in ("false_yes", "false_no")}
     (row,) = trust.judge_table(judge, PROVENANCE).rows
     assert row == ["balanced accuracy", "0.900 [0.800, 1.000] (n = 10)", ""]
-
-
-@pytest.fixture(params=SIZES)
-def browser(request: pytest.FixtureRequest) -> Iterator[webdriver.Chrome]:
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs Debian's chromium and chromium-driver")
-    width, height = SIZES[request.param]
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={width},{height}"):
-        options.add_argument(argument)
-    if request.param == "phone":
-        metrics = {"width": width, "height": height, "pixelRatio": 2, "touch": True}
-        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 def test_everything_is_seen_and_nothing_is_fetched(browser: webdriver.Chrome, report: Path) -> None:

@@ -15,7 +15,8 @@ from bench.full_size import BASES, KOALA
 from lorarar.cli import main
 from stages import doctor
 from stages.context import Context
-from stages.doctor import costs, examine, gpu_gigabytes
+from stages.costs import costs, gpu_gigabytes
+from stages.doctor import examine
 
 ROOT = Path(__file__).parents[2]
 

@@ -170,3 +170,9 @@ def test_each_stage_that_fans_out_has_resources() -> None:
     params = load(ROOT / "params.yaml", CATALOG)
     assert fanning and all(params.resources_of(stage).minutes > 0 for stage in fanning)
     assert fanning == type(params.resources.pocket).model_fields.keys()
+
+
+def test_the_report_watches_every_parameter_that_its_figures_depend_on() -> None:
+    before = [stage for name, stage in STAGES.items() if name not in ("base", "study", "followed")]
+    used, watched = {key for stage in before for key in stage["params"]}, STAGES["report"]["params"]
+    assert [key for key in used if not any(key == seen or key.startswith(f"{seen}.") for seen in watched)] == []
