@@ -51,14 +51,14 @@ def train(rank: int, workers: int, work: Path, teacher: Path, steps: int, batch:
     place = {caption: number for number, caption in enumerate(captions)}
     which = torch.tensor([place[row[0]] for row in labels])
     parts = [guide.encode_prompts(captions[i : i + PROMPTS]) for i in range(0, len(captions), PROMPTS)]
-    told = Conditioning(torch.cat([part.embeds for part in parts]), torch.cat([part.pooled for part in parts]))
+    all_embeds, all_pooled = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("embeds", "pooled"))
 
     student = copy(guide)
     student.unet = cut(guide.unet).to(guide.device)
     theirs, ours = self_attention(guide.unet), self_attention(student.unet)
 
     def shown(rows: Tensor, noise: Tensor, t: Tensor, keep: Tensor) -> list[Tensor]:
-        embeds, pooled = told.embeds[which[rows]] * keep.view(-1, 1, 1), told.pooled[which[rows]] * keep.view(-1, 1)
+        embeds, pooled = all_embeds[which[rows]] * keep.view(-1, 1, 1), all_pooled[which[rows]] * keep.view(-1, 1)
         return [tensor.to(guide.device) for tensor in (latents[rows].float(), noise, t, embeds, pooled)]
 
     def draw(step: int) -> Sequence[Tensor]:
