@@ -183,7 +183,9 @@ def inspect(
 
 @app.command(epilog="Example: `lorarar doctor --base sdxl`")
 def doctor(
-    base: Annotated[str | None, typer.Option(help="pocket, sdxl or koala; by default that of params.yaml.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="pocket, pocket_light, sdxl or koala; by default that of params.yaml.")
+    ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch models that are not on this machine yet.")
     ] = False,

@@ -1,4 +1,4 @@
-"""Stage base: train the pocket base and its judges from artwork alone; shipped, and so frozen."""
+"""Stage base: train a drawn world's base and its judges from artwork alone; shipped, and so frozen."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from lorarar.files import atomic, sha256
 from slurm.local import call_all
 from stages.context import Context
 from stages.run import run
+from stages.sections import WholeBase
+
+TEACHER = Path("data/pocket/base")
 
 
 def main(context: Context) -> None:
     """Train; checkpoints make an interrupted run go on from where it was."""
-    from lorarar.pocket import base, judges
+    from lorarar.pocket import base, judges, light
 
     knobs = context.knobs.base
     if knobs is None:
         raise UserError(f"base {context.base}: is trained elsewhere; `lorarar doctor --base {context.base}` fetches it")
     work = Path(".work") / context.base / "base"
-    made = base.make(
-        Path(),
-        work,
-        pictures=knobs.pictures,
-        vae_steps=knobs.vae_steps,
-        unet_steps=knobs.unet_steps,
-        workers=context.workers,
-    )
-    shutil.copytree(made, context.data / "base", dirs_exist_ok=True)
-    calls: dict[str, dict[str, Any]] = {
-        name: {"arguments": [name, "--work", str(work / "judges"), "--steps", str(steps)]}
-        for name, steps in knobs.judge_steps.items()
-    }
-    call_all(calls, judges.main, context.workers, "judges")
+    common = {"pictures": knobs.pictures, "unet_steps": knobs.unet_steps, "workers": context.workers}
+    if isinstance(knobs, WholeBase):
+        made = base.make(Path(), work, vae_steps=knobs.vae_steps, **common)
+        shutil.copytree(made, context.data / "base", dirs_exist_ok=True)
+        calls: dict[str, dict[str, Any]] = {
+            name: {"arguments": [name, "--work", str(work / "judges"), "--steps", str(steps)]}
+            for name, steps in knobs.judge_steps.items()
+        }
+        call_all(calls, judges.main, context.workers, "judges")
+    else:  # a lighter UNet; links in the folder stand for what is the teacher's
+        made = light.make(Path(), TEACHER, work, **common)
+        shutil.copytree(made, context.data / "base", dirs_exist_ok=True)
     write_checksums(context.data)
 
 

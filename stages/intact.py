@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,17 @@ def shipped(data: Path) -> None:
     """
     try:
         lines = (data / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        train = f"with `base: {data.name}` in params.yaml, `python -m stages.base` trains what git does not have"
+        raise UserError(f"{data / 'SHA256SUMS'}: no such file; `git checkout {data}` restores it; {train}") from None
     except OSError:
         raise UserError(f"{data / 'SHA256SUMS'}: cannot be read; restore it with `git checkout {data}`") from None
     for line in lines:
         expected, name = line.split("  ", 1)
         path = data / name
         if not path.is_file() or sha256(path) != expected:
-            raise UserError(f"{path}: {_state(path)}; restore it with `git checkout {data}`")
+            file = os.path.relpath(path.resolve())  # where a link leads
+            raise UserError(f"{path}: {_state(path)}; restore it with `git checkout {file}`")
 
 
 def made(stage: str) -> None:

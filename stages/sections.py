@@ -46,11 +46,16 @@ class Training(Section):
 
 
 class Base(Section):
-    """Making the miniature world's own weights, all from artwork."""
+    """Making a drawn world's own weights, all from artwork."""
 
     pictures: PositiveInt
-    vae_steps: PositiveInt
     unet_steps: PositiveInt
+
+
+class WholeBase(Base):
+    """The same where nothing is another base's."""
+
+    vae_steps: PositiveInt
     judge_steps: dict[Judge, PositiveInt]
 
 
@@ -137,6 +142,12 @@ class BaseSections(Section):
     score: Score
 
 
+class WholeBaseSections(BaseSections):
+    """The same of a base that shares nothing with another."""
+
+    base: WholeBase | None = None
+
+
 class Evaluate(Section):
     """What is compared, and on which pairs of which division. `pairs` is None for all."""
 
@@ -169,7 +180,8 @@ class Study(Section):
 class Bases(Section):
     """The worlds there are."""
 
-    pocket: BaseSections
+    pocket: WholeBaseSections
+    pocket_light: BaseSections
     sdxl: BaseSections
     koala: BaseSections
 
@@ -192,6 +204,7 @@ class BaseResources(Section):
     """The same for every world."""
 
     pocket: StageResources
+    pocket_light: StageResources
     sdxl: StageResources
     koala: StageResources
 

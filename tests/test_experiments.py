@@ -56,6 +56,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(path, target)
     for name in ("data/pocket/base", "data/pocket/judges/critic", "data/pocket/judges/clip", "data/pocket/judges/dino"):
         (root / name).mkdir(parents=True)
+    (root / "data/pocket_light").symlink_to("pocket")
     for name in ("lorarar/a.py", "slurm/a.py", "stages/a.py", "dvc.yaml"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).touch()

@@ -139,6 +139,13 @@ def encode(vae: PackedAutoencoderKL, pictures: np.ndarray, normalised: bool = Tr
     return latents
 
 
+def encode_together(team: Team, vae: PackedAutoencoderKL, pictures: np.ndarray) -> Tensor:
+    """Everyone's copy of all normalised latents in float16, of which each process of the team encodes a share."""
+    # Rows rank, rank + workers, ..., the last ones twice if they do not come out even.
+    share = np.arange(team.rank, -(-len(pictures) // team.workers) * team.workers, team.workers) % len(pictures)
+    return team.gather(encode(vae, pictures[share]).to(torch.float16))[: len(pictures)]
+
+
 # --- UNet and text encoders -------------------------------------------------------------------------------------
 
 
@@ -238,14 +245,28 @@ def scheduler() -> Any:
     )
 
 
+def lesson(pictures: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a UNet is shown in one step: rows of so many pictures, noise, timesteps, and 0 where no caption is told.
+
+    Captions are dropped one time in ten, as SDXL drops them: zeros for both encoders.
+    """
+    rows = torch.randint(pictures, (batch,), generator=generator)
+    noise = torch.randn((batch, *LATENT), generator=generator)
+    uniform = torch.rand(batch, generator=generator)
+    # Half of them gather where signal and noise are about equal, which is where shapes and lines are decided.
+    normal = torch.sigmoid(torch.randn(batch, generator=generator) - 0.6)
+    moment = torch.where(torch.arange(batch) % 2 == 0, uniform, normal)
+    t = (moment * 1000).long().clamp(0, 999)
+    keep = (torch.rand(batch, generator=generator) > 0.1).float()
+    return rows, noise, t, keep
+
+
 def train_unet(rank: int, workers: int, work: Path, root: Path, steps: int, batch: int = 128) -> None:
-    """Text to latents; captions are dropped one time in ten, as SDXL drops them: zeros for both encoders."""
+    """Text to latents."""
     team, device, batch = Team.meet(rank, workers, work / "meet-unet"), accelerator(), batch // workers
     pictures, labels = read_corpus(work / "corpus")
     vae = PackedAutoencoderKL.from_pretrained(work / "vae").to(device)
-    # Each process encodes its share: rows rank, rank + workers, ..., the last ones twice if they do not come out even.
-    share = np.arange(rank, -(-len(pictures) // workers) * workers, workers) % len(pictures)
-    latents = team.gather(encode(vae, pictures[share]).to(torch.float16))[: len(pictures)]
+    latents = encode_together(team, vae, pictures)
     tokenizer = build_tokenizer(World.load(root).vocabulary, work / f"vocabulary{rank}")
     captions = sorted({row[0] for row in labels})
     place = {caption: number for number, caption in enumerate(captions)}
@@ -261,15 +282,7 @@ def train_unet(rank: int, workers: int, work: Path, root: Path, steps: int, batc
     attention = SDPBackend.MATH if device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
 
     def draw(step: int) -> Sequence[Tensor]:
-        generator = team.generator(step)
-        rows = torch.randint(len(latents), (batch,), generator=generator)
-        noise = torch.randn((batch, *LATENT), generator=generator)
-        uniform = torch.rand(batch, generator=generator)
-        # Half of them gather where signal and noise are about equal, which is where shapes and lines are decided.
-        normal = torch.sigmoid(torch.randn(batch, generator=generator) - 0.6)
-        moment = torch.where(torch.arange(batch) % 2 == 0, uniform, normal)
-        t = (moment * 1000).long().clamp(0, 999)
-        keep = (torch.rand(batch, generator=generator) > 0.1).float()
+        rows, noise, t, keep = lesson(len(latents), batch, team.generator(step))
         return [tensor.to(device) for tensor in (latents[rows], tokens[which[rows]], noise, t, keep)]
 
     def loss(latents: Tensor, ids: Tensor, noise: Tensor, t: Tensor, keep: Tensor) -> Tensor:
@@ -310,6 +323,11 @@ def save_pipeline(networks: nn.ModuleDict, vae: PackedAutoencoderKL, tokenizer: 
     pipeline.to(torch.float16).save_pretrained(folder)
 
 
+def trainers(workers: int) -> int:
+    """How many processes share every batch: that many on a CPU; a GPU takes it whole."""
+    return 1 if accelerator().type == "cuda" else workers
+
+
 def on_all_cores(function: Callable[..., None], workers: int, *arguments: Any) -> None:
     """Run `function(rank, workers, *arguments)` in that many processes of one thread each."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -318,17 +336,13 @@ def on_all_cores(function: Callable[..., None], workers: int, *arguments: Any) -
 
 
 def make(root: Path, work: Path, *, pictures: int, vae_steps: int, unet_steps: int, workers: int) -> Path:
-    """Draw the corpus, train the VAE, then the UNet; returns the pipeline folder. Finished parts are kept in `work`.
-
-    On a CPU that many `workers` share every batch; a GPU takes it whole.
-    """
+    """Draw the corpus, train the VAE, then the UNet; returns the pipeline folder. Finished parts are kept in `work`."""
     work.mkdir(parents=True, exist_ok=True)
     render_corpus(root, work / "corpus", pictures, workers)
     for name in ("meet-vae", "meet-unet"):
         (work / name).unlink(missing_ok=True)
-    trainers = 1 if accelerator().type == "cuda" else workers
     if not (work / "vae" / "config.json").exists():
-        on_all_cores(train_vae, trainers, work, vae_steps)
+        on_all_cores(train_vae, trainers(workers), work, vae_steps)
     if not (work / "base" / "model_index.json").exists():
-        on_all_cores(train_unet, trainers, work, root, unet_steps)
+        on_all_cores(train_unet, trainers(workers), work, root, unet_steps)
     return work / "base"

@@ -75,7 +75,8 @@ def test_names_and_values_are_told_together(tmp_path: Path) -> None:
 
 
 def test_a_base_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(ROOT / "data/pocket/judges", tmp_path / "data/pocket/judges")
+    for base in ("pocket", "pocket_light"):
+        shutil.copytree(ROOT / f"data/{base}/judges", tmp_path / f"data/{base}/judges")
     monkeypatch.chdir(tmp_path)
     (line,) = problems(tmp_path / "params.yaml", TEXT)
     assert line.startswith("2: base: data/pocket/base is not there; restore it with `git checkout data/pocket`")

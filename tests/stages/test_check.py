@@ -39,7 +39,8 @@ def test_a_missing_file_is_named(folder):
         shipped(folder)
 
 
-def test_the_weights_of_this_checkout_are_what_was_shipped():
-    shipped(ROOT / "data/pocket")
-    files = [path for folder in ("base", "judges") for path in (ROOT / "data/pocket" / folder).rglob("*")]
+@pytest.mark.parametrize("base", sorted(path.parent.name for path in ROOT.glob("data/*/SHA256SUMS")))
+def test_the_weights_of_this_checkout_are_what_was_shipped(base):
+    shipped(ROOT / "data" / base)
+    files = [path for folder in ("base", "judges") for path in (ROOT / "data" / base / folder).rglob("*")]
     assert sum(path.stat().st_size for path in files if path.is_file()) < 40e6

@@ -133,7 +133,7 @@ def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with pytest.raises(SystemExit) as caught:
         doctor.main()
     assert caught.value.code == 1
-    assert capsys.readouterr().err == "error: --base sdlx: no such base; known: pocket, sdxl, koala\n"
+    assert capsys.readouterr().err == "error: --base sdlx: no such base; known: pocket, pocket_light, sdxl, koala\n"
     monkeypatch.chdir(ROOT / "tests")
     monkeypatch.setattr("sys.argv", ["lorarar", "doctor"])
     with pytest.raises(SystemExit) as caught:

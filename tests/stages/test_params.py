@@ -45,6 +45,11 @@ def test_the_shipped_file_is_valid() -> None:
     assert params.chosen.generate.images_per_pair == 10
 
 
+def test_the_lighter_base_differs_from_pocket_in_how_it_is_made_alone() -> None:
+    bases = yaml.safe_load(TEXT)["bases"]
+    assert bases["pocket_light"] | {"base": None} == bases["pocket"] | {"base": None}
+
+
 def test_names_can_be_listed(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     text = TEXT.replace("subjects: all", "subjects: [dog, dog2, dog8]").replace("workers: auto", "workers: 3")
