@@ -66,7 +66,7 @@ def run(experiment: Experiment, setting: Setting, commit: str) -> dict[str, Any]
     changes = [f"-S{key}={hydra(value)}" for key, value in experiment.overrides(setting).items()]
     started = time.time()
     # The clone's own packages, whatever the tree beside it holds by now.
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**_environment(), "PYTHONPATH": str(tree)}
     command = ["dvc", "exp", "run", "--name", revision, *changes, *experiment.targets]
     if subprocess.run(command, cwd=tree, env=environment).returncode:
         raise UserError(f"{experiment.name}: {setting.label}: failed, see above; the same command goes on from there")
@@ -115,8 +115,13 @@ def _prepare(commit: str) -> Path:
 
 
 def _output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment())
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UserError(f"{' '.join(command[:3])}: {reason}")
     return done.stdout.strip()
+
+
+def _environment() -> dict[str, str]:
+    """With the commands that are installed beside this Python first, whether or not its environment is activated."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

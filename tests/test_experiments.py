@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -75,7 +74,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         scores.write(commands / f"{outcome}.parquet", rows)
         write_json(commands / f"{outcome}.json", scores.summarise(rows, 0, 50))
     (commands / "dvc").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
     monkeypatch.setattr(sys, "executable", str(commands / "python"))  # whose folder is looked in first
     monkeypatch.chdir(root)
     (root / ".work").mkdir()
