@@ -11,9 +11,11 @@ from typing import Any
 from experiments.plan import ELSEWHERE, Experiment, Setting
 from lorarar.files import atomic
 from lorarar.report.tables import PAPER_NAMES, interval, signed, title
-from lorarar.scoring.statistics import paired_difference, rank_agreement, spread
+from lorarar.scoring.statistics import Interval, paired_difference, rank_agreement, spread
 
 FIGURES = ("mars2_average", "mars2_best", "subject", "style", "clip_i", "dino", "clip_t")
+CHANGE = ("change", "change_ci_low", "change_ci_high")
+"""Of MARS² average against the first setting on the same pairs, in the CSV."""
 Rows = Sequence[tuple[Setting, Mapping[str, Any]]]
 """Finished settings with their records."""
 
@@ -24,14 +26,15 @@ def write(experiment: Experiment, rows: Rows) -> Path:
     with atomic(out.with_suffix(".csv")) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         intervals = [f"{name}{end}" for name in FIGURES for end in ("", "_ci_low", "_ci_high")]
-        writer.writerow(
-            ["setting", "method", "split", *intervals, "n_images", "n_pairs", "params", "commit", "revision"]
-        )
+        origin = ("params", "commit", "revision")
+        writer.writerow(["setting", "method", "split", *intervals, *CHANGE, "n_images", "n_pairs", *origin])
         for setting, facts in rows:
             for method, split, figures in _figures(experiment, facts):
-                values = [figures[name] for name in (*intervals, "n_images", "n_pairs")]
-                origin = [facts[name] for name in ("params", "commit", "revision")]
-                writer.writerow([setting.label, method, split, *values, *origin])
+                change = _change(figures, rows[0][1]["figures"][f"{method}-{split}"])
+                values = [figures[name] for name in intervals]
+                values += list(change.named(CHANGE[0]).values()) if change else [""] * len(CHANGE)
+                values += [figures[name] for name in ("n_images", "n_pairs")]
+                writer.writerow([setting.label, method, split, *values, *(facts[name] for name in origin)])
     with atomic(out.with_suffix(".md")) as temporary:
         temporary.write_text(markdown(experiment, rows), encoding="utf-8")
     if experiment.figure and len(rows) > 1:
@@ -52,8 +55,8 @@ def markdown(experiment: Experiment, rows: Rows) -> str:
         for method, split, figures in _figures(experiment, facts):
             cells = [setting.label, title(method), split, *(interval(figures, name) for name in FIGURES[:2])]
             if several:
-                first = rows[0][1]["figures"][f"{method}-{split}"]
-                cells.append("" if facts is rows[0][1] else _change(figures, first))
+                change = _change(figures, rows[0][1]["figures"][f"{method}-{split}"])
+                cells.append("" if facts is rows[0][1] else signed(change) if change else "other pairs")
             cells += [f"{figures[name]:.3f}" for name in FIGURES[2:]]
             cells += [f"{figures[name]:.0f}" for name in ("n_images", "n_pairs")]
             if paper:
@@ -83,12 +86,12 @@ def _figures(experiment: Experiment, facts: Mapping[str, Any]) -> list[tuple[str
     return [(method, split, facts["figures"][f"{method}-{split}"]) for method, split in names]
 
 
-def _change(figures: Mapping[str, Any], first: Mapping[str, Any]) -> str:
-    common = [pair for pair in figures["right"] if pair in first["right"]]
-    if len(common) < len(figures["right"]):
-        return "other pairs"
-    later, earlier = ([one["right"][pair] for pair in common] for one in (figures, first))
-    return signed(paired_difference(later, earlier, 0))
+def _change(figures: Mapping[str, Any], first: Mapping[str, Any]) -> Interval | None:
+    """Of MARS² average, against the first setting; None if that has other pairs."""
+    if not figures["right"].keys() <= first["right"].keys():
+        return None
+    later, earlier = ([one["right"][pair] for pair in figures["right"]] for one in (figures, first))
+    return paired_difference(later, earlier, 0)
 
 
 def _agreement(experiment: Experiment, rows: Rows, split: str) -> list[str]:

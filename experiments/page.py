@@ -6,9 +6,10 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.collect import CHANGE
 from experiments.plan import Experiment, names, read
 from lorarar.report import charts, page
-from lorarar.report.tables import PAPER_NAMES, Table, title
+from lorarar.report.tables import PAPER_NAMES, Table, ends, signed, title
 from lorarar.scoring.statistics import Interval
 
 WORDS = {
@@ -58,21 +59,28 @@ def _panel(experiment: Experiment, rows: Sequence[Row]) -> page.Panel:
         )
         for row in rows
     ]
-    header = ["Setting", "Split", *WORDS.values(), "pairs", "images", *(["paper's average"] if any(published) else [])]
+    changes = [_change(row, rows[0]) for row in rows]
+    compared = any(changes)
+    first, *others = WORDS
+    header = ["Setting", "Split", WORDS[first], *["change"] * compared, *(WORDS[name] for name in others)]
+    header += ["pairs", "images", *["paper's average"] * any(published)]
     cells = [
         [
             label,
             row["split"],
-            *(_cell(_interval(row, figure)) for figure in WORDS),
+            ends(_interval(row, first)),
+            *[change] * compared,
+            *(ends(_interval(row, name)) for name in others),
             row["n_pairs"],
             row["n_images"],
             *([f"{paper['average']:.2f}"] if paper else []),
         ]
-        for label, row, paper in zip(labels, rows, published, strict=True)
+        for label, row, change, paper in zip(labels, rows, changes, published, strict=True)
     ]
     commits = ", ".join(sorted({f"`{row['commit']}`" for row in rows}))
     missing = sorted({setting.label for setting in experiment.settings} - {row["setting"] for row in rows})
     notes = [f"Made by `python -m experiments {experiment.name}` at commit {commits}; 95% intervals over pairs."]
+    notes += [f"Changes are against *{rows[0]['setting']}*, on the same pairs and seeds of images."] if compared else []
     notes += [f"Not run yet: {'; '.join(missing)}."] if missing else []
     pairs = sorted({int(row["n_pairs"]) for row in rows})
     chart = page.Chart(
@@ -95,5 +103,7 @@ def _interval(row: Row, name: str) -> Interval:
     return Interval(*(float(row[f"{name}{end}"]) for end in ("", "_ci_low", "_ci_high")))
 
 
-def _cell(found: Interval) -> str:
-    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+def _change(row: Row, first: Row) -> str:
+    """Nothing for the first setting, and where pairs are others."""
+    compared = row["setting"] != first["setting"] and row.get(CHANGE[0])
+    return signed(_interval(row, CHANGE[0])) if compared else ""

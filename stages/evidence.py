@@ -243,6 +243,8 @@ class Reader:
                 whole = f"that LoRA.rar beats all {len(one.claims)} competitors of the paper"
                 text = f"{whole}: **{claims.overall(one.claims)}** ({said})"
                 facts.append((f"Claim, {one.split}", text))
+        if (context.results / "experiments.html").is_file():
+            facts.append(("Ablations", "[experiments.html](experiments.html): settings and open questions"))
         return facts
 
     def facts(self) -> list[tuple[str, str]]:

@@ -191,6 +191,7 @@ def test_a_table_of_all_settings(repository, capsys):
         ("seed=1", "direct", "1.0"),
         ("seed=1", "average", "1.0"),
     ]
+    assert [float(row["change"]) for row in rows] == [0, 0, 0.5, 0.5]
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     assert {row["commit"] for row in rows} == {head[:12]}
     text = (folder / "mine.md").read_text()
@@ -210,6 +211,9 @@ def test_one_page_has_every_question_that_was_asked(repository):
     assert "seed=1: Direct merge" in text and "seed=1: Average" in text
     assert "1.00 [1.00, 1.00]" in text
     assert "Not run yet: seed=0." in text
+    assert main([name]) == 0
+    text = (repository / "results/pocket/experiments.html").read_text()
+    assert "+0.50 [+0.00, +1.00]" in text and "Changes are against <em>seed=0</em>" in text
 
 
 def test_what_is_done_is_not_done_again(repository):
