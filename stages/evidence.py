@@ -173,7 +173,10 @@ class Reader:
             measured["ziplora"] = {"parameters": _size(fitted_to)}
             records = [record for record in self.records.get("ziplora", []) if record["name"] in pairs]
             if records:
-                measured["ziplora"]["seconds"] = footprint.quartiles([record["seconds"] for record in records])
+                given = context.params.resources_of("ziplora")
+                # Processor time of one thread is the same on a busy machine; with a GPU or more threads it is no time.
+                clock = "cpu_seconds" if (given.gpus, given.cpus) == (0, 1) else "seconds"
+                measured["ziplora"]["seconds"] = footprint.quartiles([record[clock] for record in records])
             if records and "generate" in self.records:
                 held, sampling = (
                     median(record["memory_mb"] for record in those) for those in (records, self.records["generate"])
@@ -184,14 +187,14 @@ class Reader:
             for member in {member.name: member for pair in pairs.values() for member in pair}.values():
                 loaded[member.name] = Adapter.load(context.adapter(member))
             hypernet = HyperNetwork.load(context.artifacts / "hypernet" / "hypernet.safetensors")
-            given = {name: (loaded[subject.name], loaded[style.name]) for name, (subject, style) in pairs.items()}
-            predicted, seconds = footprint.predicted(hypernet, given)
+            adapters = {name: (loaded[subject.name], loaded[style.name]) for name, (subject, style) in pairs.items()}
+            predicted, seconds = footprint.predicted(hypernet, adapters)
             found.append(coefficients.Fitted.stack("lorarar", predicted))
             measured["lorarar"] = {
                 "seconds": footprint.quartiles(seconds),
                 "parameters": sum(weight.numel() for weight in hypernet.parameters()),
             }
-            added = footprint.extra(hypernet, *next(iter(given.values())))
+            added = footprint.extra(hypernet, *next(iter(adapters.values())))
             if added is not None:
                 measured["lorarar"]["extra_mb"] = round(added, 1)
         self.times["splits"][split] = measured

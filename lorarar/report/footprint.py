@@ -97,7 +97,8 @@ def table(measured: Mapping[str, Any], metrics: Mapping[str, Figures], paper: Ma
         rows.append(row)
     notes = [
         "Seconds: median and quartiles over pairs, on one thread. LoRA.rar's are of the forward pass on adapters in "
-        f"memory (median of {ROUNDS} each), ZipLoRA's of its whole task for a pair: loading, encoding, optimising. "
+        f"memory (median of {ROUNDS} each), ZipLoRA's of its whole task for a pair: loading, encoding, optimising; "
+        "where a task is one thread of a CPU, its processor time, which other load does not change. "
         "Times are of the machine that made this report or ran the tasks, and differ from run to run.",
         "Parameters: of the hypernetwork, trained once for all pairs; of ZipLoRA, the coefficients that each pair has "
         "of its own. Attempts: images drawn until the first right one, one more than there are where none is.",
