@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed-from-requirements.lock
+PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help repro test test-faults test-cluster check-full-size
@@ -43,10 +44,11 @@ test: $(STAMP)
 	@echo 'Checking types (mypy) ...'
 	@$(BIN)/mypy
 	@echo 'Running the tests (pytest) ...'
-	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(if $(TEST_CLUSTER),3,2) --dist loadfile
+	@$(if $(TEST_CLUSTER),$(PYTEST) -m quiet tests/cluster,:)
+	@$(PYTEST) -n $(if $(TEST_CLUSTER),3 -m 'not slow and not quiet',2) --dist loadfile
 
 test-faults: $(STAMP)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' -rs tests/faults
+	@$(PYTEST) -m 'slow or not slow' -rs tests/faults
 
 test-cluster: $(STAMP)
 	@TEST_CLUSTER=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -rs tests/cluster
