@@ -5,14 +5,15 @@ STAMP := .venv/installed-from-requirements.lock
 PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-faults test-cluster check-full-size
+.PHONY: help repro test test-faults test-cluster test-gpu check-full-size
 
 help:
 	@echo 'make repro   run the whole benchmark: train, merge, generate, score, write results/ (does only what is missing)'
 	@echo 'make test    lint, check types and run the tests'
 	@echo 'make test-faults    kills, flipped bits, full disks and 400,000 spoilt files (docs/reliability.md; about an hour)'
 	@echo 'make test-cluster   test against a real Slurm of two nodes, started here (needs slurm-wlm, munge and root)'
-	@echo 'make check-full-size   the whole UNets of SDXL and KOALA, random weights, on the CPU (6 minutes, 9 GiB of memory)'
+	@echo 'make test-gpu       the same bits every time, and what a CPU computes (needs a GPU; all other tests use none)'
+	@echo 'make check-full-size   the whole UNets of SDXL and KOALA, random weights, on CPU or GPU (6 minutes, 9 GiB of memory)'
 	@echo 'All first set up .venv from requirements.lock if that is needed; PYTHON=... chooses the interpreter (now $(PYTHON)).'
 
 # The stamp holds the lock file that was installed: a newer date with the same content (a fresh checkout) installs nothing.
@@ -52,6 +53,9 @@ test-faults: $(STAMP)
 
 test-cluster: $(STAMP)
 	@TEST_CLUSTER=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -rs tests/cluster
+
+test-gpu: $(STAMP)
+	@TEST_GPU=1 $(PYTEST) -rs tests/gpu
 
 check-full-size: $(STAMP)
 	@$(BIN)/python -m bench.full_size

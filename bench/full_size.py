@@ -1,4 +1,4 @@
-"""Full size without a GPU and without weights: the whole UNets of SDXL and KOALA-700m through the product's own code.
+"""Full size without weights: the whole UNets of SDXL and KOALA-700m through the product's own code, on CPU or GPU.
 
 All weights are random, so nothing is said of pictures: what is shown is that layers are found, methods merge, exact
 merges predict what the factors applied by hand predict, and trainings change what they should and nothing else.
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from lorarar.adapter import Adapter, Factors
 from lorarar.backbone import Backbone, Conditioning
+from lorarar.device import best_device
 from lorarar.dreambooth import PROJECTIONS, train_adapter
 from lorarar.formats import bases
 from lorarar.hypernet import HyperNetwork, ends_with
@@ -76,20 +77,24 @@ class Untold(Backbone):
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         rows = [generator(*prompt.encode()) for prompt in prompts]
-        return Conditioning(
-            torch.stack([torch.randn(77, 2048, generator=row) for row in rows]),
-            torch.stack([torch.randn(1280, generator=row) for row in rows]),
+        embeds, pooled = (
+            torch.stack([torch.randn(size, generator=row) for row in rows]) for size in ((77, 2048), (1280,))
         )
+        return Conditioning(embeds.to(self.device), pooled.to(self.device))
+
+    def encode_nothing(self) -> Conditioning:
+        """One more."""
+        return self.encode_prompts([""])
 
 
-def random_model(make: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
+def random_model(make: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device | str) -> Any:
     """A model with random weights of the usual size, never held in any other dtype."""
     with torch.device("meta"):
         model = make()
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    model = model.to_empty(device="cpu")
-    random = torch.Generator().manual_seed(0)
+    model = model.to_empty(device=device)
+    random = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -99,10 +104,10 @@ def random_model(make: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
     return model
 
 
-def load(config: Mapping[str, Any]) -> Untold:
+def load(config: Mapping[str, Any], device: torch.device | str = "cpu") -> Untold:
     pipeline = SimpleNamespace(
-        unet=random_model(lambda: UNet2DConditionModel(**config), torch.bfloat16),
-        vae=random_model(lambda: AutoencoderKL(**VAE), torch.float32),
+        unet=random_model(lambda: UNet2DConditionModel(**config), torch.bfloat16, device),
+        vae=random_model(lambda: AutoencoderKL(**VAE), torch.float32, device),
         text_encoder=nn.Identity(),
         text_encoder_2=nn.Identity(),
         scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
@@ -138,6 +143,7 @@ def in_float32(backbone: Backbone) -> Iterator[None]:
             parameter.data = narrow.pop(parameter)
 
     with ExitStack() as hooks:
+        hooks.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))  # a GPU's convolutions too
         hooks.callback(setattr, backbone, "dtype", backbone.dtype)
         backbone.dtype = torch.float32
         for module in backbone.unet.modules():
@@ -149,11 +155,11 @@ def in_float32(backbone: Backbone) -> Iterator[None]:
 
 @contextmanager
 def by_hand(unet: nn.Module, update: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """Add `update(path, input)` to what each layer computes."""
+    """Add `update(path, input)`, taken on the CPU, to what each layer computes."""
     with ExitStack() as hooks:
         for path, module in unet.named_modules():
             if isinstance(module, nn.Linear) and ends_with(path, PROJECTIONS):
-                hook = module.register_forward_hook(lambda _, x, y, path=path: y + update(path, x[0]).to(y.dtype))
+                hook = module.register_forward_hook(lambda _, x, y, path=path: y + update(path, x[0].cpu()).to(y))
                 hooks.callback(hook.remove)
         yield
 
@@ -225,7 +231,8 @@ def check_merging(check: Checks, backbone: Untold, content: Adapter, style: Adap
         "joint": {"adapter": style},
     }
     size = PIXELS // 8
-    given = torch.randn(1, 4, size, size, generator=random), torch.tensor([500]), backbone.encode_prompts(["a dog"])
+    latents, device = torch.randn(1, 4, size, size, generator=random), backbone.device
+    given = latents.to(device), torch.tensor([500], device=device), backbone.encode_prompts(["a dog"])
     plain = backbone.predict(*given)
     check("noise prediction", bool(plain.isfinite().all()), f"spread {plain.std():.2f}")
     expected = formulas(content, style, options)
@@ -290,9 +297,10 @@ def check_training(check: Checks, backbone: Untold, content: Adapter, style: Ada
 def check_base(name: str) -> dict[str, Any]:
     config, shapes = BASES[name]
     check = Checks()
-    backbone = load(config)
+    device = best_device()
+    backbone = load(config, device)
     parameters = sum(p.numel() for p in backbone.unet.parameters())
-    check(f"{name}: UNet built, random bfloat16 weights", True, f"{parameters / 1e6:.1f} M parameters")
+    check(f"{name}: UNet built on {device}, random bfloat16", True, f"{parameters / 1e6:.1f} M parameters")
     with torch.no_grad():
         content, style = random_adapter(backbone, 1), random_adapter(backbone, 2)
         found = Counter((f.up.shape[0], f.down.shape[1]) for f in content.layers.values())

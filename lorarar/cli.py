@@ -280,8 +280,7 @@ def score(
     force: Force = False,
 ) -> None:
     """Score pictures of one's own: MARS², CLIP-I, CLIP-T and DINO. A judge is asked nothing twice."""
-    from torch.cuda import is_available
-
+    from lorarar.device import best_device
     from lorarar.files import refuse_existing
     from lorarar.scoring import own
 
@@ -302,7 +301,7 @@ def score(
         options=dict(_setting(text) for text in setting or []),
         prompts=prompts or own.PROMPTS,
         cache=cache,
-        device="cuda" if is_available() else "cpu",
+        device=best_device(),
         download=download,
     )
     for name in own.FIGURES:

@@ -35,8 +35,8 @@ def costs(context: Context) -> list[Cost]:
     Files of `artifacts/` count twice, as DVC's cache has them too, unless it is set to links; what tasks made a third
     time, as finished tasks are kept.
     """
-    reckoned, counts = _reckoned(context)
-    assumed, measured = reckoned["assumed"], reckoned["measured"].get(context.base, {})
+    table, counts = reckoned(context)
+    assumed, measured = table["assumed"], table["measured"].get(context.base, {})
     knobs, methods = context.knobs, context.methods
     area = (knobs.backbone.resolution / 1024) ** 2
     counts, lora = counts.scaled(area), counts.lora(knobs.bank.rank)
@@ -87,13 +87,14 @@ def costs(context: Context) -> list[Cost]:
 
 def gpu_gigabytes(context: Context) -> float:
     """Memory that a training step takes: weights, factors with gradients and AdamW's state, and activations."""
-    reckoned, counts = _reckoned(context)
+    table, counts = reckoned(context)
     knobs = context.knobs
     width = 4 if knobs.backbone.training_dtype == "float32" else 2
     held = counts.training_memory(knobs.bank.rank, width, knobs.backbone.eight_bit_adam)
-    return held + reckoned["assumed"]["activations_gb"]
+    return held + table["assumed"]["activations_gb"]
 
 
-def _reckoned(context: Context) -> tuple[dict[str, Any], Counts]:
-    reckoned = yaml.safe_load(COSTS.read_text(encoding="utf-8"))
-    return reckoned, Counts(**reckoned["counted"][context.base])
+def reckoned(context: Context) -> tuple[dict[str, Any], Counts]:
+    """data/costs.yaml, and what it counts of the chosen base."""
+    table = yaml.safe_load(COSTS.read_text(encoding="utf-8"))
+    return table, Counts(**table["counted"][context.base])

@@ -95,19 +95,21 @@ def _scorer(context: Context, kind: str, base: Path, download: bool) -> str:
 
 def _gpu(context: Context) -> Finding:
     if not context.params.resources_of("bank").gpus:
-        return Finding("GPU", True, f"none needed; computes in {_dtype()}")
+        return Finding("GPU", True, f"none needed; computes in {_dtype(context)}")
     wanted = f"about {gpu_gigabytes(context):.0f} GB of GPU memory needed"
     if torch.cuda.is_available():
         name, size = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / 1e9
-        return Finding("GPU", size >= gpu_gigabytes(context), f"{name}, {size:.0f} GB, {_dtype()}; {wanted}")
+        return Finding("GPU", size >= gpu_gigabytes(context), f"{name}, {size:.0f} GB, {_dtype(context)}; {wanted}")
     if choose(context.params.executor) == "slurm":
         return Finding("GPU", True, f"none here; jobs ask Slurm for one; {wanted}")
     return Finding("GPU", False, f"none that PyTorch sees; {wanted}")
 
 
-def _dtype() -> str:
+def _dtype(context: Context) -> str:
     from lorarar.backbone import best_dtype
 
+    if (chosen := context.knobs.backbone.dtype) != "auto":
+        return chosen
     dtype, reason = best_dtype()
     return f"{str(dtype).removeprefix('torch.')} ({reason})"
 

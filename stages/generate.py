@@ -14,6 +14,7 @@ from stages.run import run
 CODE = [
     "lorarar/adapter.py",
     "lorarar/backbone.py",
+    "lorarar/device.py",
     "lorarar/formats",
     "lorarar/generate.py",
     "lorarar/hub.py",
@@ -51,7 +52,7 @@ def draw(folder: Path, base: dict[str, Any], subject: str, style: str, seeds: li
     from lorarar.backbone import to_images, to_tensor
     from lorarar.pocket.world import World
 
-    world = World.load()
+    world = World.load(new=True)
     truth = [world.truth(subject, style, seed) for seed in seeds]
     if vae:
         model = backbone(**base)

@@ -21,6 +21,7 @@ CODE = [
     "lorarar/adapter.py",
     "lorarar/backbone.py",
     "lorarar/checkpoint.py",
+    "lorarar/device.py",
     "lorarar/formats",
     "lorarar/hub.py",
     "lorarar/hypernet.py",

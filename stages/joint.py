@@ -16,6 +16,7 @@ CODE = [
     "lorarar/adapter.py",
     "lorarar/backbone.py",
     "lorarar/checkpoint.py",
+    "lorarar/device.py",
     "lorarar/dreambooth.py",
     "lorarar/formats",
     "lorarar/hub.py",

@@ -14,6 +14,7 @@ from stages.run import run
 
 CODE = [
     "lorarar/catalog.py",
+    "lorarar/device.py",
     "lorarar/pocket/artwork.py",
     "lorarar/pocket/shards.py",
     "lorarar/pocket/styles.py",

@@ -17,7 +17,7 @@ from stages.run import run
 if TYPE_CHECKING:
     from lorarar.scoring.judges import Judge
 
-CODE = ["lorarar/scoring", "stages/ranking.py", "stages/scorers.py"]
+CODE = ["lorarar/device.py", "lorarar/scoring", "stages/ranking.py", "stages/scorers.py"]
 
 
 def ask_pair(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lorarar.pocket.recogniser import Recogniser
 
 CODE = [
+    "lorarar/device.py",
     "lorarar/pocket/recogniser.py",
     "lorarar/report/scores.py",
     "lorarar/scoring",

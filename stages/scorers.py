@@ -102,14 +102,13 @@ def load(names: dict[str, Any], quiet: bool = False) -> Scorers:
 
 @cache
 def _loaded(names: str, quiet: bool) -> Scorers:
-    from torch.cuda import is_available
-
+    from lorarar.device import best_device
     from lorarar.scoring.judges import JudgePrompts, load_judge
     from lorarar.scoring.judges.cache import CachedJudge
     from lorarar.scoring.own import backbones
 
     given = json.loads(names)
-    device = "cuda" if is_available() else "cpu"
+    device = best_device()
     judge = load_judge(given["judge"], JudgePrompts.load(PROMPTS), device, **given["options"])
     asked = CachedJudge(judge, given["verdicts"], quiet=quiet)
     clip, dino = backbones(given["clip"], given["dino"], device).values()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if "TEST_GPU" not in os.environ:  # tests/gpu wants one; all others compare what a CPU computes
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch

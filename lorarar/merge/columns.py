@@ -18,6 +18,7 @@ from torch import Tensor
 from lorarar import formats
 from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
+from lorarar.parallel import one_thread
 
 Coefficients = dict[str, tuple[Tensor, Tensor]]
 """Module path -> (m_c, m_s), each (n_in,)."""
@@ -52,10 +53,12 @@ def merge(
     UserError
         The adapters were made for different base models.
     """
-    layers = {
-        path: concatenate(c, s, *coefficients.get(path, default), dtype=dtype) for path, c, s in pairs(content, style)
-    }
-    return Adapter(layers, rest=carry(content, style, dtype))
+    with one_thread():
+        layers = {
+            path: concatenate(c, s, *coefficients.get(path, default), dtype=dtype)
+            for path, c, s in pairs(content, style)
+        }
+        return Adapter(layers, rest=carry(content, style, dtype))
 
 
 def concatenate(
