@@ -103,6 +103,25 @@ def test_what_is_not_merged_is_carried_over():
         linear.direct(one, other)
 
 
+def test_layers_are_merged_on_one_thread(adapters, monkeypatch):
+    """Two would wait for each other after each of a thousand small products: seconds, where another core is busy."""
+    threads = set()
+    concatenate = columns.concatenate
+
+    def noting(*args, **options):
+        threads.add(torch.get_num_threads())
+        return concatenate(*args, **options)
+
+    monkeypatch.setattr(columns, "concatenate", noting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        columns.merge(*adapters, {})
+        assert threads == {1} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_adapters_of_different_bases_are_refused_by_layer():
     with pytest.raises(UserError, match=r"layer a\.to_q is 8 x 8 and 16 x 8"):
         linear.direct(content, make(2, seed=4, shapes={"a.to_q": (16, 8)}))
