@@ -127,7 +127,9 @@ def _chart(path: Path, experiment: Experiment, key: str, rows: Rows) -> None:
 
     rows = [(setting, facts) for setting, facts in rows if key in setting.changes]
     places = [setting.changes[key] for setting, _ in rows]
-    numeric = all(isinstance(place, (int, float)) for place in places)
+    if numeric := all(isinstance(place, (int, float)) for place in places):
+        rows.sort(key=lambda row: row[0].changes[key])  # the first one is what others are compared with
+        places.sort()
     x = places if numeric else list(range(len(places)))
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -141,8 +143,8 @@ def _chart(path: Path, experiment: Experiment, key: str, rows: Rows) -> None:
             axes.errorbar(x, y, yerr=[low, high], marker="o", capsize=3, label=label)
     if not numeric:
         axes.set_xticks(x, [setting.label for setting, _ in rows], rotation=30, ha="right")
-    elif min(places) > 0 and max(places) / min(places) > 20:
-        axes.set_xscale("log")
+    elif max(places) > 20 * (least := min(place for place in places if place > 0)):
+        axes.set_xscale("symlog", linthresh=least) if min(places) == 0 else axes.set_xscale("log")
     axes.set(xlabel=key, ylabel="MARS² average, 95% over pairs", ylim=(0, 1), title=experiment.question)
     axes.legend(loc="best")
     axes.grid(alpha=0.3)
