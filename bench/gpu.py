@@ -2,8 +2,8 @@
 
 Weights are random, which changes neither time nor memory: LoRAs and the loss at the first steps are checked to be
 numbers, and no more is said of what comes out. Text encoders are left out: they run once for each prompt. For each
-task the last lines tell seconds (of a step the median, images are sampled once), GPU memory at most, and the work done in a second
-by the counts of data/costs.yaml.
+task the last lines tell seconds (of a step the median, images are sampled once), GPU memory at most, and the work done
+in a second by the counts of data/costs.yaml.
 
     python -m bench.gpu                    # both, each in a process of its own: some 5 minutes on an H100
     python -m bench.gpu --base koala
