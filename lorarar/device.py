@@ -11,11 +11,11 @@ def best_device() -> str:
     """ "cuda" if PyTorch sees a GPU, else "cpu".
 
     On a GPU PyTorch is set, for all of the process, to compute the same numbers from the same seeds each time:
-    otherwise some sums are taken in whichever order their terms come.
+    otherwise some sums are taken in whichever order their terms come. What it cannot compute so it warns of.
     """
     if not torch.cuda.is_available():
         return "cpu"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs half the time
     return "cuda"

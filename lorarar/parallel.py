@@ -23,17 +23,18 @@ def each(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T
     they are computed in turn instead.
     """
     count, items = torch.get_num_threads(), list(items)
-    if count == 1 or torch.is_grad_enabled():
-        return list(starmap(function, items))
 
     @torch.no_grad()  # which a new thread does not inherit, unlike the number of threads
     def every(start: int) -> list[T]:
         return [function(*item) for item in items[start::count]]
 
-    with one_thread(), ThreadPoolExecutor(count) as threads:
+    with one_thread():
+        if count == 1 or torch.is_grad_enabled():
+            return list(starmap(function, items))
         found: list[Any] = [None] * len(items)
-        for start, results in enumerate(threads.map(every, range(count))):
-            found[start::count] = results
+        with ThreadPoolExecutor(count) as threads:
+            for start, results in enumerate(threads.map(every, range(count))):
+                found[start::count] = results
         return found
 
 

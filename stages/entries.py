@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorarar import pictures
 
 if TYPE_CHECKING:
     from lorarar.backbone import Backbone
+    from lorarar.catalog import Style, Subject
     from lorarar.hypernet_training import Entry
+    from stages.context import Context
+
+
+def described(context: Context, member: Subject | Style) -> dict[str, Any]:
+    """What a task passes to `entry`."""
+    return {
+        "adapter": str(context.adapter(member)),
+        "images": [str(path) for path in context.pictures(member)],
+        "prompt": member.prompt,
+    }
 
 
 def entry(model: Backbone, resolution: int, adapter: str, images: list[str], prompt: str) -> Entry:

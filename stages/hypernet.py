@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorarar.catalog import Style, Subject
 from lorarar.files import atomic
 from slurm.element import asked_to_stop
 from slurm.task import state
 from stages.context import Context, backbone, collect
-from stages.entries import entry
+from stages.entries import described, entry
 from stages.run import run
 
 CODE = [
@@ -84,7 +82,7 @@ def main(context: Context) -> None:
     """Train it, if that has not been done."""
     settings, backbone_knobs = context.knobs.hypernet.model_dump(), context.knobs.backbone
     banks = [[m for m in bank if m.split == "train"] for bank in (context.subjects, context.styles)]
-    contents, styles = (_members(context, bank) for bank in banks)
+    contents, styles = ([described(context, member) for member in bank] for bank in banks)
     if (prompt := settings.pop("style_prompt")) != "own":
         styles = [style | {"prompt": prompt} for style in styles]
     arguments = {
@@ -102,17 +100,6 @@ def main(context: Context) -> None:
     collect(context.artifacts / "hypernet", {"hypernet.safetensors": folder / "hypernet.safetensors"})
     with atomic(context.results / "plots" / "hypernet.csv") as temporary:
         shutil.copyfile(folder / "history.csv", temporary)
-
-
-def _members(context: Context, members: Sequence[Subject | Style]) -> list[dict[str, Any]]:
-    return [
-        {
-            "adapter": str(context.adapter(member)),
-            "images": [str(path) for path in context.pictures(member)],
-            "prompt": member.prompt,
-        }
-        for member in members
-    ]
 
 
 if __name__ == "__main__":

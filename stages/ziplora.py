@@ -9,7 +9,7 @@ from lorarar.catalog import pair_name
 from slurm.element import asked_to_stop
 from slurm.task import state
 from stages.context import Context, backbone, collect
-from stages.entries import entry
+from stages.entries import described, entry
 from stages.run import run
 
 CODE = [
@@ -22,6 +22,7 @@ CODE = [
     "lorarar/merge/columns.py",
     "lorarar/merge/ziplora.py",
     "lorarar/objective.py",
+    "lorarar/parallel.py",
     "lorarar/pocket/vae.py",
     "lorarar/references.py",
     "stages/entries.py",
@@ -64,14 +65,7 @@ def main(context: Context) -> None:
     tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
     for pair in context.evaluated if "ziplora" in context.params.evaluate.methods else []:
         name = pair_name(*pair)
-        content, style = (
-            {
-                "adapter": str(context.adapter(member)),
-                "images": [str(path) for path in context.pictures(member)],
-                "prompt": member.prompt,
-            }
-            for member in pair
-        )
+        content, style = (described(context, member) for member in pair)
         arguments = {
             "base": context.model(training=True),
             "resolution": knobs.resolution,

@@ -470,20 +470,23 @@ OLDER = {
     "down_block_types": (CROSS["down"],) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + (CROSS["up"],) * 3,
 }
+POCKET = {
+    "block_out_channels": (96, 192),
+    "layers_per_block": 1,
+    "down_block_types": (CROSS["down"],) * 2,
+    "up_block_types": (CROSS["up"],) * 2,
+    "cross_attention_dim": 128,
+    "use_linear_projection": True,
+}
 UNETS = {
     "SDXL": SDXL,
     "SDXL or KOALA": SDXL
     | {"layers_per_block": 1, "transformer_layers_per_block": (1, 2, 5), "mid_block_type": None},  # KOALA-700m
     "Stable Diffusion 1.5": OLDER | {"cross_attention_dim": 768},
     "Stable Diffusion 2": OLDER | {"cross_attention_dim": 1024, "use_linear_projection": True},
-    "pocket": {
-        "block_out_channels": (96, 192),
-        "layers_per_block": 1,
-        "down_block_types": (CROSS["down"],) * 2,
-        "up_block_types": (CROSS["up"],) * 2,
-        "cross_attention_dim": 128,
-        "use_linear_projection": True,
-    },
+    "pocket": POCKET,
+    "pocket or pocket_light": POCKET
+    | {"mid_block_type": None, "reverse_transformer_layers_per_block": ((1, 0), (1, 0))},  # pocket_light
     "unknown (widths 16, 24, 32, 64, 128)": TINY,
 }
 

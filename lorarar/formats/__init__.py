@@ -41,7 +41,6 @@ _OTHERS = {
     r"\.dora_scale|lora_magnitude_vector": "DoRA",
     r"\.diff(?:_b)?$": "full differences of weights",
 }
-_NOT_PLAIN = re.compile("|".join(f"({mark})" for mark in _OTHERS))
 
 
 def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
@@ -66,9 +65,9 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
     """
     tensors, metadata = read_tensors(path)
     for key in tensors:
-        if not_plain := _NOT_PLAIN.search(key):
-            name = list(_OTHERS.values())[(not_plain.lastindex or 1) - 1]
-            raise UserError(f"{path}: {key} is {name}, not part of a plain LoRA; convert the file to one first")
+        for mark, name in _OTHERS.items():
+            if re.search(mark, key):
+                raise UserError(f"{path}: {key} is {name}, not part of a plain LoRA; convert the file to one first")
     format = _detect(tensors, path)
     layers = READERS[format].parse(tensors, metadata, str(path))
     return layers, {key: value for key, value in metadata.items() if key not in READERS[format].FOLDED}, format

@@ -55,6 +55,7 @@ BASES = (
     Base("Stable Diffusion 1.5", (320, 640, 1280, 1280), (1, 1, 1, 0), 1, 2, 768),
     Base("Stable Diffusion 2", (320, 640, 1280, 1280), (1, 1, 1, 0), 1, 2, 1024),
     Base("pocket", (96, 192), (1, 1), 1, 1, 128),
+    Base("pocket_light", (96, 192), (1, 1), 0, 1, 128),  # a part of pocket
 )
 
 _LAYER = re.compile(

@@ -18,7 +18,7 @@ from torch import Tensor
 from lorarar import formats
 from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
-from lorarar.parallel import one_thread
+from lorarar.parallel import each
 
 Coefficients = dict[str, tuple[Tensor, Tensor]]
 """Module path -> (m_c, m_s), each (n_in,)."""
@@ -53,12 +53,11 @@ def merge(
     UserError
         The adapters were made for different base models.
     """
-    with one_thread():
-        layers = {
-            path: concatenate(c, s, *coefficients.get(path, default), dtype=dtype)
-            for path, c, s in pairs(content, style)
-        }
-        return Adapter(layers, rest=carry(content, style, dtype))
+
+    def of(path: str, c: Factors, s: Factors) -> tuple[str, Factors]:
+        return path, concatenate(c, s, *coefficients.get(path, default), dtype=dtype)
+
+    return Adapter(dict(each(of, pairs(content, style))), rest=carry(content, style, dtype))
 
 
 def concatenate(
