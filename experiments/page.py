@@ -62,17 +62,17 @@ def _panel(experiment: Experiment, rows: Sequence[Row]) -> page.Panel:
     changes = [_change(row, rows[0]) for row in rows]
     compared = any(changes)
     first, *others = WORDS
-    header = ["Setting", "Split", WORDS[first], *["change"] * compared, *(WORDS[name] for name in others)]
-    header += ["pairs", "images", *["paper's average"] * any(published)]
+    same = all(len({row[name] for row in rows}) == 1 for name in ("split", "n_pairs", "n_images"))  # then told below
+    header = ["Setting", *["split", "pairs", "images"] * (not same)]
+    header += [WORDS[first], *["change"] * compared, *(WORDS[name] for name in others)]
+    header += ["paper's average"] * any(published)
     cells = [
         [
             label,
-            row["split"],
+            *([] if same else [row["split"], row["n_pairs"], row["n_images"]]),
             ends(_interval(row, first)),
             *[change] * compared,
             *(ends(_interval(row, name)) for name in others),
-            row["n_pairs"],
-            row["n_images"],
             *([f"{paper['average']:.2f}"] if paper else []),
         ]
         for label, row, change, paper in zip(labels, rows, changes, published, strict=True)
@@ -80,6 +80,8 @@ def _panel(experiment: Experiment, rows: Sequence[Row]) -> page.Panel:
     commits = ", ".join(sorted({f"`{row['commit']}`" for row in rows}))
     missing = sorted({setting.label for setting in experiment.settings} - {row["setting"] for row in rows})
     notes = [f"Made by `python -m experiments {experiment.name}` at commit {commits}; 95% intervals over pairs."]
+    if same:
+        notes += [f"Each of {rows[0]['n_images']} images of {rows[0]['n_pairs']} pairs of {rows[0]['split']}."]
     notes += [f"Changes are against *{rows[0]['setting']}*, on the same pairs and seeds of images."] if compared else []
     notes += [f"Not run yet: {'; '.join(missing)}."] if missing else []
     pairs = sorted({int(row["n_pairs"]) for row in rows})

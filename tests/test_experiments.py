@@ -209,11 +209,11 @@ def test_one_page_has_every_question_that_was_asked(repository):
     assert text.count("<section") == 1
     assert 'href="experiments/mine.md"' in text
     assert "seed=1: Direct merge" in text and "seed=1: Average" in text
-    assert "1.00 [1.00, 1.00]" in text
+    assert "1.00 <small>[1.00, 1.00]</small>" in text and "images of 2 pairs of test." in text
     assert "Not run yet: seed=0." in text
     assert main([name]) == 0
     text = (repository / "results/pocket/experiments.html").read_text()
-    assert "+0.50 [+0.00, +1.00]" in text and "Changes are against <em>seed=0</em>" in text
+    assert "+0.50 <small>[+0.00, +1.00]</small>" in text and "Changes are against <em>seed=0</em>" in text
 
 
 def test_what_is_done_is_not_done_again(repository):

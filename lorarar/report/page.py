@@ -107,7 +107,7 @@ def _template() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"inline": inline, "image": image, "svg": _svg, "share": share, "kind": _kind}
+    environment.filters |= {"inline": inline, "cell": cell, "image": image, "svg": _svg, "share": share, "kind": _kind}
     environment.filters["dark"] = in_the_dark
     return environment.get_template("report.html")
 
@@ -121,6 +121,13 @@ def inline(text: str) -> Any:
     found = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", found)
     found = re.sub(r"(?<!\w)\*([^*]+)\*(?!\w)", r"<em>\1</em>", found)
     return Markup(re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>', found))
+
+
+def cell(text: str) -> Any:
+    """HTML of a table's cell; an interval stands below its mean, so that more columns can be seen at once."""
+    from markupsafe import Markup
+
+    return Markup(re.sub(r"(?<=\d) (\[[-+.\d]+, [-+.\d]+\])", r" <small>\1</small>", str(inline(text))))
 
 
 def image(picture: Picture) -> str:
