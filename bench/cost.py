@@ -3,7 +3,7 @@
 Units are measured: seconds and bytes of a task in the records below .work, what keeping tasks and hashing files takes
 on folders made for it. Everything else is multiplication, so the last column says how each term grows.
 
-    python -m bench.cost        # after `make repro`, in the root of the repository; two minutes
+    python -m bench.cost        # after `make repro`, in the root of the repository; half a minute
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Units:
     subject_seconds: float
     style_seconds: float
     ziplora_seconds: float
+    joint_seconds: float
     generate_seconds: float
     score_seconds: float
     hypernet_seconds: float
@@ -138,6 +139,7 @@ def measured(context: Context) -> Units:
         subject_seconds=mean(kinds[True]),
         style_seconds=mean(kinds[False]),
         ziplora_seconds=seconds("ziplora"),
+        joint_seconds=seconds("joint") if "joint" in found else 0.0,
         generate_seconds=seconds("generate"),
         score_seconds=seconds("score"),
         hypernet_seconds=seconds("hypernet"),
@@ -163,6 +165,7 @@ def terms(u: Units, w: World, pairs: float) -> dict[str, tuple[str, float]]:
         "core hours: bank": ("N", (w.subjects * u.subject_seconds + w.styles * u.style_seconds) / 3600),
         "core hours: hypernetwork": ("1", u.hypernet_seconds / 3600),
         "core hours: ZipLoRA": ("P", pairs * u.ziplora_seconds / 3600),
+        "core hours: joint training": ("P", pairs * u.joint_seconds / 3600),
         "core hours: generate": ("P M", tasks * u.generate_seconds / 3600),
         "core hours: score": ("P M", tasks * u.score_seconds / 3600),
         "core hours, one process: plan and check tasks": ("P M", 2 * tasks * (u.plan_seconds + u.check_seconds) / 3600),
