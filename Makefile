@@ -24,7 +24,7 @@ $(STAMP): requirements.lock pyproject.toml
 setup:
 	@command -v $(PYTHON) >/dev/null || { echo 'error: $(PYTHON) not found: install Python 3.11, or name one with make PYTHON=...'; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo 'error: requirements.lock is for Python 3.11, $(PYTHON) is another'; exit 1; }
-	@echo 'Setting up .venv from requirements.lock (about 3 GB the first time) ...'
+	@echo 'Setting up .venv from requirements.lock (about 4 GB the first time) ...'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -42,13 +42,14 @@ class Units:
     subject_seconds: float
     style_seconds: float
     ziplora_seconds: float
-    joint_seconds: float
+    joint_seconds: float  # 0 if joint training is not compared
     generate_seconds: float
     score_seconds: float
     hypernet_seconds: float
     adapter_bytes: float
     merged_bytes: float
     picture_bytes: float
+    verdicts: float  # files of a picture
     images: int
     methods: int
     adapters: int  # of the methods, those that keep one for each pair
@@ -134,6 +135,8 @@ def measured(context: Context) -> Units:
     kinds = {kind: [bank[m.name] for m in context.members if isinstance(m, Subject) == kind] for kind in (True, False)}
     merged = [path for name in METHODS for path in (context.artifacts / "merge" / name).glob("*.safetensors")]
     adapter = size(list((context.artifacts / "bank").glob("*.safetensors")))
+    pictures = list((context.artifacts / "generate").rglob("*.png"))
+    verdicts = list((Path(".work") / context.base / "verdicts").rglob("*.json"))
     each = housekeeping()
     return Units(
         subject_seconds=mean(kinds[True]),
@@ -145,7 +148,8 @@ def measured(context: Context) -> Units:
         hypernet_seconds=seconds("hypernet"),
         adapter_bytes=adapter,
         merged_bytes=size(merged),
-        picture_bytes=size(list((context.artifacts / "generate").rglob("*.png"))),
+        picture_bytes=size(pictures),
+        verdicts=len(verdicts) / len(pictures),
         images=context.knobs.generate.images_per_pair,
         methods=len(context.params.evaluate.methods),
         adapters=sum(name in METHODS or CONTROLS[name].adapter is not None for name in context.params.evaluate.methods),
@@ -175,10 +179,15 @@ def terms(u: Units, w: World, pairs: float) -> dict[str, tuple[str, float]]:
             "N",
             (w.adapters - w.test_subjects - w.test_styles) * u.adapter_bytes / 1e9,
         ),
-        "GB: merged adapters, each kept three times": ("P M", 3 * pairs * u.adapters * u.merged_bytes / 1e9),
+        "GB: LoRAs of joint training, each kept three times": (
+            "P",
+            3 * pairs * u.adapter_bytes / 1e9 * (u.joint_seconds > 0),
+        ),
+        "GB: merged adapters, each kept twice": ("P M", 2 * pairs * u.adapters * u.merged_bytes / 1e9),
         "GB: pictures, each kept three times": ("P M", 3 * tasks * u.images * u.picture_bytes / 1e9),
         "files: pictures of one method": ("P", pairs * u.images),
         "files: all pictures, each kept three times": ("P M", 3 * tasks * u.images),
+        "files: verdicts of the judge": ("P M", tasks * u.images * u.verdicts),
         "MB: DVC's list of all pictures": ("P M", tasks * u.images * 90 / 1e6),
         "folders in one store (.work/.../generate)": ("P M", tasks),
     }

@@ -16,6 +16,8 @@ from lorarar.scoring.statistics import Interval, paired_difference, rank_agreeme
 FIGURES = ("mars2_average", "mars2_best", "subject", "style", "clip_i", "dino", "clip_t")
 CHANGE = ("change", "change_ci_low", "change_ci_high")
 """Of MARS² average against the first setting on the same pairs, in the CSV."""
+LOSS = ("loss", "loss_content", "loss_style")
+"""What training the hypernetwork minimised, and two of its terms, at the end."""
 Rows = Sequence[tuple[Setting, Mapping[str, Any]]]
 """Finished settings with their records."""
 
@@ -27,13 +29,15 @@ def write(experiment: Experiment, rows: Rows) -> Path:
         writer = csv.writer(file, lineterminator="\n")
         intervals = [f"{name}{end}" for name in FIGURES for end in ("", "_ci_low", "_ci_high")]
         origin = ("params", "commit", "revision")
-        writer.writerow(["setting", "method", "split", *intervals, *CHANGE, "n_images", "n_pairs", *origin])
+        counts = ("n_images", "n_pairs")
+        writer.writerow(["setting", "method", "split", *intervals, *CHANGE, *counts, *LOSS, *origin])
         for setting, facts in rows:
             for method, split, figures in _figures(experiment, facts):
                 change = _change(figures, rows[0][1]["figures"][f"{method}-{split}"])
                 values = [figures[name] for name in intervals]
                 values += list(change.named(CHANGE[0]).values()) if change else [""] * len(CHANGE)
-                values += [figures[name] for name in ("n_images", "n_pairs")]
+                values += [figures[name] for name in counts]
+                values += _loss(method, facts) or [""] * len(LOSS)
                 writer.writerow([setting.label, method, split, *values, *(facts[name] for name in origin)])
     with atomic(out.with_suffix(".md")) as temporary:
         temporary.write_text(markdown(experiment, rows), encoding="utf-8")
@@ -45,10 +49,11 @@ def write(experiment: Experiment, rows: Rows) -> Path:
 def markdown(experiment: Experiment, rows: Rows) -> str:
     """The table, and what has to be known to read it."""
     several = len(experiment.settings) > 1
+    trained = any(_loss("lorarar", facts) for _, facts in rows)
     paper = experiment.paper
     head = ["Setting", "Method", "Split", "MARS² average [95%]", "MARS² best [95%]"]
     head += ["change of the average [95%]"] * several
-    head += ["subject", "style", "CLIP-I", "DINO", "CLIP-T", "images", "pairs"]
+    head += ["subject", "style", "CLIP-I", "DINO", "CLIP-T", *["loss (content, style)"] * trained, "images", "pairs"]
     head += ["paper: average", "paper: best"] * bool(paper)
     lines = [f"# {experiment.question}", "", row(head), row(["---"] * 3 + ["---:"] * (len(head) - 3))]
     for setting, facts in rows:
@@ -58,6 +63,9 @@ def markdown(experiment: Experiment, rows: Rows) -> str:
                 change = _change(figures, rows[0][1]["figures"][f"{method}-{split}"])
                 cells.append("" if facts is rows[0][1] else signed(change) if change else "other pairs")
             cells += [f"{figures[name]:.3f}" for name in FIGURES[2:]]
+            if trained:
+                loss = _loss(method, facts)
+                cells.append("{:.1f} ({:.1f}, {:.1f})".format(*loss) if loss else "")
             cells += [f"{figures[name]:.0f}" for name in ("n_images", "n_pairs")]
             if paper:
                 known = paper.get(setting.label) or paper.get(PAPER_NAMES.get(method, method)) or {}
@@ -66,6 +74,8 @@ def markdown(experiment: Experiment, rows: Rows) -> str:
     lines += ["", "Intervals resample whole pairs; they tell nothing of other seeds."]
     if several:
         lines[-1] += f" Changes are against *{rows[0][0].label}*, on the same pairs and seeds of images."
+    if trained:
+        lines += ["", "Loss: of Eq. 3 as the setting has it, mean over the last quarter of the training's steps."]
     lines += [text for split in experiment.splits for text in _agreement(experiment, rows, split)]
     if len(rows) < len(experiment.settings):
         left = [s.label for s in experiment.settings if s.label not in {setting.label for setting, _ in rows}]
@@ -84,6 +94,11 @@ def markdown(experiment: Experiment, rows: Rows) -> str:
 def _figures(experiment: Experiment, facts: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
     names = [(method, split) for method in experiment.methods for split in experiment.splits]
     return [(method, split, facts["figures"][f"{method}-{split}"]) for method, split in names]
+
+
+def _loss(method: str, facts: Mapping[str, Any]) -> list[float] | None:
+    """Of the hypernetwork, if the method is made by one and it was recorded."""
+    return [facts["loss"][term] for term in LOSS] if method == "lorarar" and facts.get("loss") else None
 
 
 def _change(figures: Mapping[str, Any], first: Mapping[str, Any]) -> Interval | None:

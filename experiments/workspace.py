@@ -6,6 +6,7 @@ Each setting becomes an experiment of DVC, of the commit that is checked out: `d
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from experiments.plan import Experiment, Setting, hydra
@@ -85,9 +87,21 @@ def run(experiment: Experiment, setting: Setting, commit: str) -> dict[str, Any]
         "params": setting.digest,
         "seconds": round(time.time() - started),
         "figures": figures,
+        "loss": _loss(tree / "results" / experiment.base / "plots" / "hypernet.csv")
+        if "lorarar" in experiment.methods
+        else None,
     }
     write_json(_record(experiment, setting, commit), facts)
     return facts
+
+
+def _loss(path: Path) -> dict[str, float]:
+    """Of the hypernetwork and its terms of content and style: means over the last quarter of its training."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    last = rows[len(rows) * 3 // 4 :]
+    names = {"loss": "loss", "loss_content": "content", "loss_style": "style"}
+    return {name: mean(float(row[column]) for row in last) for name, column in names.items()}
 
 
 def _record(experiment: Experiment, setting: Setting, commit: str) -> Path:

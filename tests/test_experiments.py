@@ -39,6 +39,9 @@ if arguments[:2] == ["exp", "run"]:
         for kind, folder in (("parquet", "artifacts/pocket/score"), ("json", "results/pocket/metrics")):
             Path(folder).mkdir(parents=True, exist_ok=True)
             shutil.copy(beside / f"{{outcome}}.{{kind}}", f"{{folder}}/{{name}}.{{kind}}")
+    Path("results/pocket/plots").mkdir(parents=True, exist_ok=True)
+    losses = "".join(f"{{i}},{{9 - i}},{{6 - i}},3,0\\n" for i in range(1, 5))
+    Path("results/pocket/plots/hypernet.csv").write_text(f"step,loss,content,style,orthogonality\\n{{losses}}")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     name = arguments[arguments.index("--name") + 1]
     subprocess.run(["git", "update-ref", f"refs/exps/{{head[:2]}}/{{head[2:]}}/{{name}}", head], check=True)
@@ -200,6 +203,20 @@ def test_a_table_of_all_settings(repository, capsys):
     assert (folder / "mine.png").stat().st_size > 1000
     refs = subprocess.run(["git", "for-each-ref", "refs/exps"], capture_output=True, text=True).stdout
     assert f"mine-seed-0-{head[:7]}" in refs and f"mine-seed-1-{head[:7]}" in refs
+
+
+def test_the_loss_at_the_end_stands_beside_what_the_hypernetwork_merges(repository):
+    name = ask(repository, settings={"seed": [0, 1]}, methods=["direct", "lorarar"])
+    assert main([name]) == 0
+    folder = repository / "results/pocket/experiments"
+    with (folder / f"{name}.csv").open(newline="") as file:
+        found = {
+            row["method"]: [row[term] for term in ("loss", "loss_content", "loss_style")]
+            for row in csv.DictReader(file)
+        }
+    assert found == {"direct": ["", "", ""], "lorarar": ["5.0", "2.0", "3.0"]}  # of the last of four steps
+    rows = [line.split(" | ") for line in (folder / f"{name}.md").read_text().splitlines() if " | test | " in line]
+    assert {row[1]: row[-3] for row in rows} == {"Direct merge": "", "LoRA.rar": "5.0 (2.0, 3.0)"}
 
 
 def test_one_page_has_every_question_that_was_asked(repository):
