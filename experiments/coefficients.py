@@ -13,10 +13,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from experiments import collect
+from experiments import collect, workspace
+from lorarar import pictures
 from lorarar.adapter import Adapter
 from lorarar.catalog import Pair, pair_name
 from lorarar.files import atomic, write_json
@@ -54,6 +56,7 @@ SHOWN = {
 def main(context: Context) -> None:
     """Measure coefficients, losses and MARS² on validation, and write them down."""
     torch.set_num_threads(1)
+    commit = workspace.commit()
     network = HyperNetwork.load(context.artifacts / "hypernet" / "hypernet.safetensors")
     training = context.catalog.pairs("train")
     sample = random.Random(0).sample(training, min(len(training), 60))
@@ -75,6 +78,8 @@ def main(context: Context) -> None:
                 write_json(own / "losses.json", losses)
     text += _loss_table(losses)
     text += _mars2(context, network, average, own)
+    origin = f"base `{context.base}`, commit `{commit[:12]}`, seed {context.params.seed}"
+    text += ["", f"Made from: {origin}, judge `{context.knobs.score.judge}`."]
     with atomic(context.results / "experiments" / "coefficients.md") as temporary:
         temporary.write_text("\n".join(text) + "\n", encoding="utf-8")
     print(context.results / "experiments" / "coefficients.md")
@@ -218,6 +223,7 @@ def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: 
     settings, judges = context.knobs.generate.model_dump(), context.data / "judges"
     number = settings.pop("images_per_pair")
     right: dict[str, list[list[float]]] = {}
+    made: dict[str, dict[str, Path]] = {}
     for choice in ("direct", "hypernet", "other", "column", "single"):
         tasks: dict[str, Any] = {}
         for name, pair in pairs.items():
@@ -232,7 +238,7 @@ def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: 
             }
             tasks[name] = (arguments, [path])
         store = context.store("generate", generate.CODE, context.data / "base")
-        drawn = context.fan_out(store, generate.sample, tasks, f"generate {choice}")
+        drawn = made[choice] = context.fan_out(store, generate.sample, tasks, f"generate {choice}")
         tasks = {}
         for name, (subject, style) in pairs.items():
             references = [context.pictures(subject), context.pictures(style)]
@@ -252,15 +258,29 @@ def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: 
     lines = [
         "## Do they make better pictures?",
         "",
-        "| Coefficients | MARS² average [95%] | against the hypernetwork's own [95%] | images | pairs |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| Coefficients | MARS² average [95%] | against the hypernetwork's own [95%] | pictures differ from its own by "
+        "| images | pairs |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for choice, values in right.items():
-        versus = "" if choice == "hypernet" else signed(paired_difference(values, right["hypernet"], 0))
-        cells = [SHOWN[choice], ends(bootstrap_mean(values, 0)), versus, str(sum(map(len, values))), str(len(values))]
-        lines.append(collect.row(cells))
-    origin = f"base `{context.base}`, seed {context.params.seed}, judge `{context.knobs.score.judge}`"
-    return [*lines, "", "Validation split, the same seeds of images for all.", "", f"Made from: {origin}."]
+        versus = differ = ""
+        if choice != "hypernet":
+            versus = signed(paired_difference(values, right["hypernet"], 0))
+            differ = f"{_difference(made[choice], made['hypernet']):.2f}"
+        counts = [str(sum(map(len, values))), str(len(values))]
+        lines.append(collect.row([SHOWN[choice], ends(bootstrap_mean(values, 0)), versus, differ, *counts]))
+    meaning = (
+        "Validation split, the same seeds of images for all; pictures differ by so many of 255 levels, on average."
+    )
+    return [*lines, "", meaning]
+
+
+def _difference(these: Mapping[str, Path], those: Mapping[str, Path]) -> float:
+    """Mean absolute difference of pictures, in levels of 255."""
+    pairs = [(path, those[name] / path.name) for name, folder in these.items() for path in folder.glob("*.png")]
+    return mean(
+        float(np.abs(np.subtract(*(np.asarray(pictures.read(p), float) for p in pair))).mean()) for pair in pairs
+    )
 
 
 if __name__ == "__main__":
