@@ -10,12 +10,14 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from experiments import coefficients, plan, workspace
 from experiments.__main__ import main
+from lorarar import pictures
 from lorarar.catalog import Catalog
 from lorarar.errors import UserError
 from lorarar.files import write_json
@@ -331,6 +333,16 @@ def test_shares_of_what_differs_between_pairs():
     assert sum(both) == pytest.approx(1, abs=0.011)
     noise = torch.randn(12, 4000)
     assert _numbers(coefficients._shares(noise - noise.mean(0), styles=3)) == pytest.approx([3 / 11, 2 / 11], abs=0.02)
+
+
+def test_pictures_differ_by_levels(tmp_path):
+    for folder, level in (("mine", 100), ("other", 103)):
+        (tmp_path / folder).mkdir()
+        for index in range(2):
+            picture = np.full((4, 4, 3), level if index else 0, np.uint8)
+            pictures.write(tmp_path / folder / f"{index:02}.png", picture)
+    these, those = ({"dog8+glowing": tmp_path / folder} for folder in ("mine", "other"))
+    assert coefficients._difference(these, those) == coefficients._difference(those, these) == 1.5
 
 
 def _numbers(shares: list[str]) -> list[float]:
