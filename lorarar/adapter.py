@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -51,12 +52,16 @@ class Adapter:
         under `text_encoder.<path>` and `text_encoder_2.<path>`.
     format
         The format of the file it was read from, "" if it was made in memory.
+    compute
+        Of a merge that is computed while it is saved: gives the factors of a layer, of which `layers` has no more than
+        their dtypes and shapes, on the device "meta".
     """
 
     layers: dict[str, Factors]
     metadata: dict[str, str] = field(default_factory=dict)
     rest: dict[str, Factors] = field(default_factory=dict)
     format: str = ""
+    compute: Callable[[str], Factors] | None = None
 
     @classmethod
     def load(cls, path: Path | str) -> Adapter:
@@ -96,12 +101,16 @@ class Adapter:
             The format is unknown or has no name for a layer.
         """
         adapter = self if dtype is None else self.to(dtype)
-        formats.write(path, adapter._all, adapter.metadata, format)
+        formats.write(path, adapter._all, adapter.metadata, format, adapter._computed if adapter.compute else None)
 
     def check(self, source: str) -> None:
         """Raise `UserError` if a factor holds NaN or infinity; `source` names the adapter. Reads every value."""
+        # The sum of many finite numbers is finite, but for numbers that no training makes; and it is quickly taken.
+        sums = [factor.sum(dtype=torch.float32) for factors in self._all.values() for factor in factors]
+        if not sums or torch.stack(sums).isfinite().all():
+            return
         for name, factors in self._all.items():
-            if not all(_finite(factor) for factor in factors):
+            if not all(factor.float().isfinite().all() for factor in factors):
                 raise UserError(f"{source}: layer {name} holds NaN or infinity; train it again or take another file")
 
     @property
@@ -118,11 +127,10 @@ class Adapter:
             rest={name: Factors(down.to(target), up.to(target)) for name, (down, up) in self.rest.items()},
         )
 
+    def _computed(self, name: str) -> Factors:
+        assert self.compute
+        return self.rest[name] if name in self.rest else self.compute(name.removeprefix("unet."))
+
     @property
     def _all(self) -> dict[str, Factors]:
         return {f"unet.{path}": factors for path, factors in self.layers.items()} | self.rest
-
-
-def _finite(tensor: Tensor) -> bool:
-    # The sum of many finite numbers is finite, but for numbers that no training makes; and it is quickly taken.
-    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.float().isfinite().all())

@@ -6,10 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
-from math import inf
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -25,7 +22,7 @@ from transformers.utils import logging as transformers_log
 import lorarar.pocket.vae  # noqa: F401  (diffusers loads a class of ours only if it has been imported)
 from lorarar import hub
 from lorarar.adapter import Adapter
-from lorarar.device import best_device
+from lorarar.device import best_device, gain_of_bfloat16
 from lorarar.errors import UserError
 
 
@@ -35,22 +32,9 @@ def best_dtype(training: bool = False) -> tuple[torch.dtype, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "CUDA device"
         return torch.float32 if training else torch.float16, "CUDA device without bfloat16"
-    gain = _gain_of_bfloat16()
+    gain = gain_of_bfloat16()
     reason = f"CPU multiplies bfloat16 matrices {gain:.1f} times as fast as float32"
     return torch.bfloat16 if gain > 1.5 else torch.float32, reason
-
-
-@cache
-def _gain_of_bfloat16() -> float:
-    """Speed of this CPU in bfloat16, in multiples of float32's: measured, as some claim to have it and are slower."""
-    seconds = dict.fromkeys((torch.float32, torch.bfloat16), inf)
-    for _ in range(5):
-        for dtype, least in seconds.items():
-            matrix = torch.ones(512, 512, dtype=dtype)
-            begun = perf_counter()
-            matrix @ matrix
-            seconds[dtype] = min(least, perf_counter() - begun)
-    return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
 def to_tensor(images: Sequence[np.ndarray]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from lorarar import formats
 from lorarar.adapter import Adapter, Factors
+from lorarar.device import gain_of_bfloat16
 from lorarar.errors import UserError
 from lorarar.merge.columns import Coefficients, pairs
 from lorarar.parallel import Scratch, each
@@ -93,11 +95,17 @@ class HyperNetwork(nn.Module):
     def coefficients(self, content: Adapter, style: Adapter) -> Coefficients:
         """(m_c, m_s) of every guided layer that both adapters have.
 
+        A network of bfloat16 computes in float32 on a CPU that is faster in it, but for gradients.
+
         Raises
         ------
         UserError
             A guided layer has a width this network was not made for, or there is none to guide.
         """
+        first = self.output[1].bias
+        slow = first.dtype == torch.bfloat16 and first.device.type == "cpu" and gain_of_bfloat16() < 1
+        if slow and not torch.is_grad_enabled():
+            return copy.deepcopy(self).float().coefficients(content, style)
         guided = {
             path: (c, s) for path, c, s in pairs(content, style) if c.rank and s.rank and ends_with(path, self.guided)
         }

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
+from lorarar.formats import write_tensors
 
 PATH = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -31,6 +32,15 @@ def test_round_trip_is_exact(tmp_path, dtype):
     assert after.layers[PATH].down.dtype == dtype
     assert torch.equal(after.layers[PATH].down, before.layers[PATH].down)
     assert torch.equal(after.layers[PATH].up, before.layers[PATH].up)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_files_are_those_of_the_library(tmp_path, dtype):
+    tensors = {"b": torch.randn(3, 5).to(dtype), "a": torch.randn(7).to(dtype), "none": torch.empty(0, 4, dtype=dtype)}
+    tensors["number"] = torch.tensor(2.0)
+    save_file(tensors, tmp_path / "library.safetensors", {"key": 'text with "quotes", \u00e4 and \n'})
+    write_tensors(tmp_path / "ours.safetensors", tensors, {"key": 'text with "quotes", \u00e4 and \n'})
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "library.safetensors").read_bytes()
 
 
 def test_equal_adapters_make_equal_bytes(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from lorarar import backbone
 from lorarar.adapter import Adapter, Factors
 from lorarar.backbone import Backbone, Conditioning, best_dtype, to_images, to_tensor
+from lorarar.device import gain_of_bfloat16
 from lorarar.errors import UserError
 
 
@@ -164,12 +165,12 @@ def test_half_precision_computes_close_to_single(tiny, tiny_folder, adapters, in
 
 @pytest.mark.parametrize(("gain", "dtype"), [(0.6, torch.float32), (1.2, torch.float32), (1.9, torch.bfloat16)])
 def test_cpus_compute_in_bfloat16_where_that_is_measured_to_be_much_faster(monkeypatch, gain, dtype):
-    monkeypatch.setattr(backbone, "_gain_of_bfloat16", lambda: gain)
+    monkeypatch.setattr(backbone, "gain_of_bfloat16", lambda: gain)
     assert best_dtype() == (dtype, f"CPU multiplies bfloat16 matrices {gain} times as fast as float32")
 
 
 def test_the_gain_of_bfloat16_is_measured():
-    assert 0.01 < backbone._gain_of_bfloat16() < 100
+    assert 0.01 < gain_of_bfloat16() < 100
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.nn.functional import linear, relu
 
+from lorarar import hypernet
 from lorarar.adapter import Adapter, Factors
 from lorarar.checkpoint import Checkpoint
 from lorarar.errors import UserError
@@ -94,6 +97,18 @@ def test_bfloat16_costs_less_than_a_hundredth():
     quick = torch.stack(network.bfloat16()(*(Factors(down.bfloat16(), up.bfloat16()) for down, up in both)))
     assert quick.dtype == torch.float32
     assert (quick - exact).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize(("gain", "dtype"), [(0.5, torch.float32), (4.0, torch.bfloat16)])
+def test_bfloat16_is_computed_in_what_the_cpu_is_fastest_in(monkeypatch, gain, dtype):
+    monkeypatch.setattr(hypernet, "gain_of_bfloat16", lambda: gain)
+    rough = HyperNetwork([6, 10]).bfloat16()
+    both = [make(rank, seed).to(torch.bfloat16) for rank, seed in ((3, 1), (2, 2))]
+    with torch.no_grad():
+        expected = copy.deepcopy(rough).to(dtype).coefficients(*(adapter.to(dtype) for adapter in both))
+        found = rough.coefficients(*both)
+    for path, pair in expected.items():
+        torch.testing.assert_close(found[path], pair, rtol=0, atol=0)
 
 
 def test_sdxl_network_has_the_shapes_of_the_release():

@@ -122,6 +122,25 @@ def test_layers_are_merged_on_one_thread(adapters, monkeypatch):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("format", ["diffusers", "peft", "kohya"])
+def test_a_lazy_merge_is_computed_while_it_is_saved(tmp_path, format):
+    block = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+    shapes = {f"{block}.to_q": (8, 8), f"{block}.to_v": (8, 12), f"{block}.to_out.0": (8, 8)}
+    rest = {"unet.conv_in": Factors(torch.randn(2, 4, 3, 3), torch.randn(6, 2, 1, 1))}
+    one, other = make(3, 1, shapes), Adapter(make(2, 2, shapes).layers, rest=rest)
+    del one.layers[f"{block}.to_v"]
+    for merge, options in (
+        (linear.average, {}),
+        (lorarar.merge, {"hypernet": HyperNetwork([8])}),
+    ):
+        eager = merge(one, other, dtype=torch.float16, **options)
+        lazy = merge(one, other, dtype=torch.float16, lazy=True, **options)
+        assert lazy.ranks == eager.ranks and all(f.down.is_meta and f.up.is_meta for f in lazy.layers.values())
+        for adapter, name in ((eager, "eager.safetensors"), (lazy, "lazy.safetensors")):
+            adapter.save(tmp_path / name, format=format)
+        assert (tmp_path / "lazy.safetensors").read_bytes() == (tmp_path / "eager.safetensors").read_bytes()
+
+
 def test_adapters_of_different_bases_are_refused_by_layer():
     with pytest.raises(UserError, match=r"layer a\.to_q is 8 x 8 and 16 x 8"):
         linear.direct(content, make(2, seed=4, shapes={"a.to_q": (16, 8)}))

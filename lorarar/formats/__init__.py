@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
 from lorarar.formats import diffusers, kohya, peft
 from lorarar.formats.factors import Layers
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READERS: dict[str, ModuleType] = {"diffusers": diffusers, "peft": peft, "kohya": kohya}
 WRITERS: dict[str, Callable[[Layers], dict[str, Tensor]]] = {
@@ -31,6 +31,16 @@ WRITERS: dict[str, Callable[[Layers], dict[str, Tensor]]] = {
     "peft": peft.keys,
     "kohya": kohya.keys,
     "kohya-sgm": partial(kohya.keys, sgm=True),
+}
+
+# What safetensors calls the dtypes of factors.
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
 
 # Updates that are not up @ down, by what their keys contain.
@@ -41,6 +51,7 @@ _OTHERS = {
     r"\.dora_scale|lora_magnitude_vector": "DoRA",
     r"\.diff(?:_b)?$": "full differences of weights",
 }
+_OTHER = re.compile("|".join(_OTHERS))
 
 
 def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
@@ -64,19 +75,29 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
         The file is missing, damaged, or holds something a merge would silently get wrong.
     """
     tensors, metadata = read_tensors(path)
-    for key in tensors:
-        for mark, name in _OTHERS.items():
-            if re.search(mark, key):
-                raise UserError(f"{path}: {key} is {name}, not part of a plain LoRA; convert the file to one first")
+    for key in filter(_OTHER.search, tensors):
+        name = next(name for mark, name in _OTHERS.items() if re.search(mark, key))
+        raise UserError(f"{path}: {key} is {name}, not part of a plain LoRA; convert the file to one first")
     format = _detect(tensors, path)
     layers = READERS[format].parse(tensors, metadata, str(path))
     return layers, {key: value for key, value in metadata.items() if key not in READERS[format].FOLDED}, format
 
 
-def write(path: Path | str, layers: Layers, metadata: Mapping[str, str], format: str = "diffusers") -> None:
+def write(
+    path: Path | str,
+    layers: Layers,
+    metadata: Mapping[str, str],
+    format: str = "diffusers",
+    compute: Callable[[str], tuple[Tensor, Tensor]] | None = None,
+) -> None:
     """Write factors with alpha = rank; equal inputs make equal bytes.
 
     Beside a peft file its `adapter_config.json` is written. "kohya-sgm" is kohya with SDXL's original block names.
+
+    Parameters
+    ----------
+    compute
+        Gives the factors of a layer when it is written, where `layers` has no more than their dtypes and shapes.
 
     Raises
     ------
@@ -87,7 +108,9 @@ def write(path: Path | str, layers: Layers, metadata: Mapping[str, str], format:
         raise UserError(f"format {format} is unknown; choose one of {', '.join(WRITERS)}")
     extra = diffusers.metadata(layers) if format == "diffusers" else {}
     configurations = [(other, peft.adapter_config(layers)) for other in beside(path, format)]
-    write_tensors(path, WRITERS[format](layers), {**metadata, **extra})
+    keys = WRITERS[format]
+    stream = (item for layer in layers for item in keys({layer: compute(layer)}).items()) if compute else None
+    write_tensors(path, keys(layers), {**metadata, **extra}, stream)
     for other, content in configurations:
         write_json(other, content)
 
@@ -118,14 +141,60 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or make it again") from None
 
 
-def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all; equal inputs make equal bytes."""
-    from safetensors.torch import save_file
+class Late(str):
+    """A text of a file's metadata that need not be known before all else is written, but for its length.
 
-    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    with atomic(path) as temporary:
-        save_file(contiguous, str(temporary), metadata=dict(metadata or {}))
-        _sort_header(temporary)
+    Parameters
+    ----------
+    meanwhile
+        A text of the same length.
+    known
+        Gives the text.
+    """
+
+    known: Callable[[], str]
+
+    def __new__(cls, meanwhile: str, known: Callable[[], str]) -> Late:
+        late = super().__new__(cls, meanwhile)
+        late.known = known
+        return late
+
+
+def write_tensors(
+    path: Path | str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    stream: Iterable[tuple[str, Tensor]] | None = None,
+) -> None:
+    """Write a safetensors file whole or not at all; equal inputs make equal bytes.
+
+    The library itself writes only what is all in memory, and metadata in a new order in each process.
+
+    Parameters
+    ----------
+    metadata
+        Texts; a `Late` one is asked for at the end.
+    stream
+        Gives the tensors with their keys, in any order, where `tensors` has no more than their dtypes and shapes.
+    """
+    texts = dict(sorted((metadata or {}).items()))
+    header: dict[str, Any] = {"__metadata__": texts}
+    places, end = {}, 0
+    for key, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        places[key], end = end, end + tensor.nbytes
+        header[key] = {"dtype": _DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [places[key], end]}
+    length = len(_json(header))
+    with atomic(path) as temporary, open(temporary, "wb", buffering=0) as file:
+        file.write(struct.pack("<Q", length))
+        for key, tensor in tensors.items() if stream is None else stream:
+            tensor = tensor.detach().to("cpu", tensors[key].dtype).contiguous()
+            data = tensor.flatten().view(torch.uint8).numpy().data
+            file.seek(8 + length + places[key])
+            while data:  # the system may take it in parts
+                data = data[file.write(data) :]
+        texts |= {key: text.known() for key, text in texts.items() if isinstance(text, Late)}
+        file.seek(8)
+        file.write(_json(header))
 
 
 def _detect(keys: Iterable[str], path: Path | str) -> str:
@@ -137,6 +206,11 @@ def _detect(keys: Iterable[str], path: Path | str) -> str:
     raise UserError(f"{path}: no UNet LoRA as {', '.join(READERS)} name it, but {found}; give the file of a LoRA")
 
 
+def _json(header: dict[str, Any]) -> bytes:
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % 8)  # so that numbers are aligned
+
+
 def _is_pickle(path: Path | str) -> bool:
     """Whether a file that is not safetensors begins as torch.save's do: a zip archive, or pickle's protocol mark."""
     try:
@@ -145,15 +219,3 @@ def _is_pickle(path: Path | str) -> bool:
     except OSError:
         return False
     return start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[8:] != b"{")  # { : damaged safetensors
-
-
-def _sort_header(path: Path) -> None:
-    """Sort a safetensors header's metadata, which the library writes in a new order in each process."""
-    with open(path, "r+b") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:  # tensor offsets count from the header's end, so its length must stay
-            file.seek(8)
-            file.write(text.ljust(length))

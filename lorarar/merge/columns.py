@@ -31,6 +31,7 @@ def merge(
     default: tuple[float, float] = (1.0, 1.0),
     *,
     dtype: torch.dtype = torch.float32,
+    lazy: bool = False,
 ) -> Adapter:
     """Merge two adapters by Eq. 2 of LoRA.rar (arXiv 2412.05148).
 
@@ -42,6 +43,8 @@ def merge(
         The constants (m_c, m_s) of all other layers.
     dtype
         Of the result; products are taken in float32.
+    lazy
+        Compute each layer only while it is saved, so that the whole is never in memory.
 
     Returns
     -------
@@ -54,10 +57,15 @@ def merge(
         The adapters were made for different base models.
     """
 
-    def of(path: str, c: Factors, s: Factors) -> tuple[str, Factors]:
-        return path, concatenate(c, s, *coefficients.get(path, default), dtype=dtype)
+    both = {path: (c, s) for path, c, s in pairs(content, style)}
 
-    return Adapter(dict(each(of, pairs(content, style))), rest=carry(content, style, dtype))
+    def of(path: str) -> Factors:
+        return concatenate(*both[path], *coefficients.get(path, default), dtype=dtype)
+
+    rest = carry(content, style, dtype)
+    if lazy:
+        return Adapter({path: _room(*two, dtype, "meta") for path, two in both.items()}, rest=rest, compute=of)
+    return Adapter(dict(zip(both, each(of, zip(both)), strict=True)), rest=rest)
 
 
 def concatenate(
@@ -69,15 +77,13 @@ def concatenate(
     dtype: torch.dtype = torch.float32,
 ) -> Factors:
     """[up_c up_s] [down_c diag(m_c); down_s diag(m_s)]; with constants also of convolutions, whose factors are 4-d."""
-    rank = content.rank + style.rank
     # Written into place: at SDXL's size a further copy of everything is what would take the time.
-    down = content.down.new_empty(rank, *content.down.shape[1:], dtype=dtype)
+    down, up = room = _room(content, style, dtype, content.down.device)
     down[: content.rank] = content.down.float() * m_c
     down[content.rank :] = style.down.float() * m_s
-    up = content.up.new_empty(len(content.up), rank, *content.up.shape[2:], dtype=dtype)
     up[:, : content.rank] = content.up
     up[:, content.rank :] = style.up
-    return Factors(down, up)
+    return room
 
 
 def pairs(content: Adapter, style: Adapter) -> Iterator[tuple[str, Factors, Factors]]:
@@ -119,6 +125,15 @@ def _pairs(content: Mapping[str, Factors], style: Mapping[str, Factors]) -> Iter
             shapes = " and ".join(" x ".join(map(str, _shape(factors))) for factors in (c, s))
             raise UserError(f"layer {path} is {shapes} in the two adapters: merge adapters of one base model")
         yield path, c, s
+
+
+def _room(content: Factors, style: Factors, dtype: torch.dtype, device: torch.device | str) -> Factors:
+    """Factors of rank r_c + r_s with nothing in them yet."""
+    rank = content.rank + style.rank
+    return Factors(
+        torch.empty(rank, *content.down.shape[1:], dtype=dtype, device=device),
+        torch.empty(len(content.up), rank, *content.up.shape[2:], dtype=dtype, device=device),
+    )
 
 
 def _nothing_like(factors: Factors) -> Factors:

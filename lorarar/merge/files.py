@@ -99,16 +99,23 @@ def merge_files(
     given = dict(options or {})
     recorded = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     row = _method(method, given)
-    with ThreadPoolExecutor(1) as beside:
-        checksums = [beside.submit(sha256, path) for path in (content, style)]  # while all else goes on
-        adapters = _read(content, style)
-        first = next(iter((adapters[0].layers | adapters[0].rest).values()))
-        merged = row.merge(*adapters, **given, dtype=DTYPES[dtype] if dtype else first.down.dtype)
-    sources = [{"file": path.name, "sha256": c.result()} for path, c in zip((content, style), checksums, strict=True)]
+    beside = ThreadPoolExecutor(1)
+    checksums = [beside.submit(sha256, content)]  # while one thread reads
+    adapters = _read(content, style)
+    first = next(iter((adapters[0].layers | adapters[0].rest).values()))
+    lazy = {"lazy": True} if row.lazy else {}
+    merged = row.merge(*adapters, **given, **lazy, dtype=DTYPES[dtype] if dtype else first.down.dtype)
+    checksums.append(beside.submit(sha256, style))  # while one thread writes
+    beside.shutdown(wait=False)
+
+    def sources(*checksums: str) -> str:
+        roles = zip(("content", "style"), (content, style), checksums, strict=True)
+        return json.dumps({role: {"file": path.name, "sha256": checksum} for role, path, checksum in roles})
+
     merged.metadata |= {
         "lorarar.method": method,
         "lorarar.options": json.dumps(recorded, sort_keys=True),
-        "lorarar.sources": json.dumps(dict(zip(("content", "style"), sources, strict=True)), sort_keys=True),
+        "lorarar.sources": formats.Late(sources(*2 * ["-" * 64]), lambda: sources(*(c.result() for c in checksums))),
         "lorarar.base": bases.guess(adapters[0].layers),
         "lorarar.version": __version__,
     }
@@ -116,7 +123,8 @@ def merge_files(
         merged.save(out)
         return ["K-LoRA's result is a schedule, not one LoRA: this file is for `lorarar`, not for other tools"]
     merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(set(merged.ranks.values()))))
-    merged.save(out, format=format)
+    with one_thread():
+        merged.save(out, format=format)
     notes = []
     if merged.rest:
         of = "text encoders or convolutions (summed where both files have them)"

@@ -18,6 +18,7 @@ def merge(
     hypernet: HyperNetwork,
     constants: tuple[float, float] | None = None,
     dtype: torch.dtype = torch.float32,
+    lazy: bool = False,
 ) -> Adapter:
     """Merge by predicted coefficients on the guided projections and by constants on all other layers.
 
@@ -29,4 +30,5 @@ def merge(
     """
     constants = hypernet.constants if constants is None else constants
     require_weights("constants", constants)
-    return columns.merge(content, style, hypernet.coefficients(content, style), default=constants, dtype=dtype)
+    coefficients = hypernet.coefficients(content, style)
+    return columns.merge(content, style, coefficients, default=constants, dtype=dtype, lazy=lazy)

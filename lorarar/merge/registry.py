@@ -24,7 +24,7 @@ class Method:
         the reference images, from which `ziplora.optimise` finds the keyword `coefficients` and `joint.train` makes
         the keyword `adapter`.
     merge
-        `(content, style, **options) -> Adapter`, or `Schedule`. All take `dtype`, that of the result.
+        `(content, style, **options) -> Adapter`, or `Schedule`. All take `dtype`, that of the result, and some `lazy`.
     schedule
         Whether the result is a `klora.Schedule`, which gives an adapter for each denoising step.
     """
@@ -41,7 +41,12 @@ class Method:
     def options(self) -> dict[str, Any]:
         """What the user may set, with its default: keywords of `merge` but those the benchmark or the command gives."""
         parameters = inspect.signature(self.merge).parameters.values()
-        return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "dtype"}
+        return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in ("dtype", "lazy")}
+
+    @property
+    def lazy(self) -> bool:
+        """Whether `merge` takes `lazy`, to leave it to `Adapter.save` to compute the layers."""
+        return "lazy" in inspect.signature(self.merge).parameters
 
 
 METHODS: dict[str, Method] = {
