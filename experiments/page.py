@@ -50,7 +50,11 @@ def write(base: str) -> Path:
 
 def _panel(experiment: Experiment, rows: Sequence[Row]) -> page.Panel:
     several = len({row["method"] for row in rows}) > 1
-    labels = [f"{row['setting']}: {title(row['method'])}" if several else row["setting"] for row in rows]
+    one = several and len({row["setting"] for row in rows}) == 1  # then told below
+    labels = [
+        title(row["method"]) if one else f"{row['setting']}: {title(row['method'])}" if several else row["setting"]
+        for row in rows
+    ]
     averages = [_interval(row, "mars2_average") for row in rows]
     published = [
         (
@@ -63,7 +67,7 @@ def _panel(experiment: Experiment, rows: Sequence[Row]) -> page.Panel:
     compared = any(changes)
     first, *others = WORDS
     same = all(len({row[name] for row in rows}) == 1 for name in ("split", "n_pairs", "n_images"))  # then told below
-    header = ["Setting", *["split", "pairs", "images"] * (not same)]
+    header = ["Method" if one else "Setting", *["split", "pairs", "images"] * (not same)]
     header += [WORDS[first], *["change"] * compared, *(WORDS[name] for name in others)]
     header += ["paper's average"] * any(published)
     cells = [
@@ -80,6 +84,7 @@ def _panel(experiment: Experiment, rows: Sequence[Row]) -> page.Panel:
     commits = ", ".join(sorted({f"`{row['commit']}`" for row in rows}))
     missing = sorted({setting.label for setting in experiment.settings} - {row["setting"] for row in rows})
     notes = [f"Made by `python -m experiments {experiment.name}` at commit {commits}; 95% intervals over pairs."]
+    notes += [f"Setting: {rows[0]['setting']}."] if one else []
     if same:
         notes += [f"Each of {rows[0]['n_images']} images of {rows[0]['n_pairs']} pairs of {rows[0]['split']}."]
     notes += [f"Changes are against *{rows[0]['setting']}*, on the same pairs and seeds of images."] if compared else []
