@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorarar import formats
 from lorarar.errors import UserError
+from lorarar.formats.factors import finite
 
 
 class Factors(NamedTuple):
@@ -53,8 +54,8 @@ class Adapter:
     format
         The format of the file it was read from, "" if it was made in memory.
     compute
-        Of a merge that is computed while it is saved: gives the factors of a layer, of which `layers` has no more than
-        their dtypes and shapes, on the device "meta".
+        Of a merge that is computed while it is saved, and good for nothing else: gives the factors of a layer, called
+        `unet.<path>`, of which `layers` has dtypes and shapes alone, on the device "meta".
     """
 
     layers: dict[str, Factors]
@@ -98,19 +99,15 @@ class Adapter:
         Raises
         ------
         UserError
-            The format is unknown or has no name for a layer.
+            The format is unknown or has no name for a layer, or a factor holds NaN or infinity.
         """
         adapter = self if dtype is None else self.to(dtype)
-        formats.write(path, adapter._all, adapter.metadata, format, adapter._computed if adapter.compute else None)
+        formats.write(path, adapter._all, adapter.metadata, format, adapter.compute)
 
     def check(self, source: str) -> None:
         """Raise `UserError` if a factor holds NaN or infinity; `source` names the adapter. Reads every value."""
-        # The sum of many finite numbers is finite, but for numbers that no training makes; and it is quickly taken.
-        sums = [factor.sum(dtype=torch.float32) for factors in self._all.values() for factor in factors]
-        if not sums or torch.stack(sums).isfinite().all():
-            return
         for name, factors in self._all.items():
-            if not all(factor.float().isfinite().all() for factor in factors):
+            if not all(finite(factor) for factor in factors):
                 raise UserError(f"{source}: layer {name} holds NaN or infinity; train it again or take another file")
 
     @property
@@ -126,10 +123,6 @@ class Adapter:
             metadata=dict(self.metadata),
             rest={name: Factors(down.to(target), up.to(target)) for name, (down, up) in self.rest.items()},
         )
-
-    def _computed(self, name: str) -> Factors:
-        assert self.compute
-        return self.rest[name] if name in self.rest else self.compute(name.removeprefix("unet."))
 
     @property
     def _all(self) -> dict[str, Factors]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorarar.errors import UserError
+from lorarar.errors import UserError, printable
 from lorarar.study.cli import app as study
 
 app = typer.Typer(
@@ -175,7 +175,7 @@ def inspect(
     if adapter.rest:
         typer.echo(f"other layers, carried over by a merge: {len(adapter.rest)}, such as {min(adapter.rest)}")
     for key, value in sorted(adapter.metadata.items()):
-        typer.echo(f"{key}: {value if len(value) <= 200 else value[:200] + ' ...'}")
+        typer.echo(printable(f"{key}: {value if len(value) <= 200 else value[:200] + ' ...'}"))
     if layers:
         for path, (down, up) in adapter.layers.items():
             typer.echo(f"{path}  {up.shape[0]} x {down.shape[1]}  rank {down.shape[0]}  norm {norms[path]:.4g}")
@@ -229,6 +229,8 @@ def convert(
     for path in (out, *beside(out, format.value)):
         refuse_existing(path, force, file)
     adapter = Adapter.load(file)
+    for path in beside(out, format.value):
+        refuse_existing(path, True, *beside(file, adapter.format))
     adapter.check(str(file))
     adapter.save(out, format=format.value, dtype=DTYPES[dtype.value] if dtype else None)
     typer.echo(f"{out}: {len(adapter.layers) + len(adapter.rest)} layers in {format.value} format")

@@ -17,9 +17,10 @@ class UserError(Exception):
     plain = True
 
     def __init__(self, message: str) -> None:
-        super().__init__("\n".join(map(_shown, message.split("\n"))))
+        super().__init__("\n".join(map(printable, message.split("\n"))))
 
 
-def _shown(line: str) -> str:
+def printable(line: str) -> str:
+    """What of a line may reach a terminal."""
     line = "".join(letter if letter.isprintable() else "?" for letter in line)
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"

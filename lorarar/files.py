@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +33,25 @@ def atomic(path: Path | str, durable: bool = True) -> Iterator[Path]:
     UserError : the disk is full, however the writer in the block says so.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept last, because image and tensor writers choose their format by it.
     temporary = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.chmod(0o666 & ~UMASK)  # some writers keep their files from all others
         if durable:
-            with open(temporary, "rb") as file:
+            with open(temporary, "r+b") as file:  # Windows sends only what may be written to its disk
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except Exception as error:
         if _disk_is_full(error, path.parent):
             raise UserError(f"{path}: no space left on the disk; free some and run again") from error
+        if isinstance(error, OSError) and _refused(error, path.parent, path, temporary):
+            raise UserError(f"{path}: cannot be written ({error.strerror}); write to another folder") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where there never was one
+            temporary.unlink()
 
 
 def sweep(folder: Path) -> None:
@@ -67,15 +70,29 @@ _TEMPORARY = re.compile(rf"\..+\.{re.escape(socket.gethostname())}-(?P<pid>\d+)(
 
 def _disk_is_full(error: Exception, folder: Path) -> bool:
     """Tensor writers have errors of their own: one quotes the system, another is told by the lack of room alone."""
-    told = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
-    return told or shutil.disk_usage(folder).free < 1 << 16
+    if isinstance(error, OSError) and error.errno:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(folder).free < 1 << 16
+
+
+def _refused(error: OSError, *paths: Path) -> bool:
+    """Whether it is one of these that the system would not write; of a file that is open it gives no name."""
+    if isinstance(error.filename, str | bytes):
+        return Path(os.fsdecode(error.filename)) in paths
+    return error.errno in (errno.EFBIG, errno.EIO)
 
 
 def refuse_existing(out: Path, force: bool, *sources: Path) -> None:
     """Raise `UserError` if writing `out` would replace a file that nobody said may be replaced, or a source."""
-    if any(out.exists() and source.exists() and out.samefile(source) for source in sources):
+    try:
+        exists = out.exists()
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); write to another folder") from None
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; give the name of a file in it")
+    if any(exists and source.exists() and out.samefile(source) for source in sources):
         raise UserError(f"{out}: is one of the inputs; write to another file")
-    if out.exists() and not force:
+    if exists and not force:
         raise UserError(f"{out}: exists; give another name, or --force to replace it")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import lorarar
 from lorarar.adapter import Adapter, Factors
@@ -151,11 +152,19 @@ def test_mistakes_end_with_one_line_and_write_nothing(files, monkeypatch, capsys
     assert "damaged.safetensors" in refused("merge", damaged, style, "-o", out, "-m", "direct")
     damaged.write_bytes(pickle.dumps({"weights": [1, 2]}))
     assert "pickle" in refused("merge", damaged, style, "-o", out, "-m", "direct")
-    broken = adapter(1, 4)
-    broken.layers[LAYERS[1]].up[3, 1] = float("nan")
-    broken.save(damaged)
-    error = refused("merge", damaged, style, "-o", out, "-m", "direct")
-    assert LAYERS[1] in error and "damaged.safetensors" in error
+    tensors = load_file(content)
+    tensors[f"unet.{LAYERS[1]}.lora.up.weight"][3, 1] = float("nan")
+    save_file(tensors, damaged)
+    for words in (["merge", damaged, style, "-m", "direct"], ["merge", damaged, style, "-m", "ties"]):
+        error = refused(*words, "-o", out)
+        assert f"layer unet.{LAYERS[1]} holds NaN" in error and "damaged.safetensors" in error
+    heavy = ("merge", content, style, "-o", out, "-m", "direct", "-s", "weights=(1e6, 1)", "--dtype", "fp16")
+    assert "would hold NaN or infinity in float16" in refused(*heavy)
+    assert "give two numbers" in refused("merge", content, style, "-o", out, "-m", "direct", "-s", "weights={1, 2}")
+    assert "hypernet 5: give the file" in refused("merge", content, style, "-o", out, "-s", "hypernet=5")
+    assert "in no format" in refused("merge", content, style, "-o", out, "-m", "klora", "-f", "kohya")
+    assert "is a folder" in refused("merge", content, style, "-o", tmp_path, "-m", "direct", "--force")
+    assert "cannot be written" in refused("merge", content, style, "-o", content / "out.safetensors", "-m", "direct")
     network = tmp_path / "network.safetensors"
     HyperNetwork([1280]).save(network)
     assert "640 wide" in refused("merge", content, style, "-o", out, "--hypernet", network)
@@ -179,6 +188,17 @@ def test_files_that_exist_stay(files, monkeypatch, capsys) -> None:
     for words in (["merge", content, style, "-m", "direct"], ["convert", content]):
         error = fails(monkeypatch, capsys, *words, "-f", "peft", "-o", out.with_name("peft.safetensors"))
         assert "adapter_config.json: exists" in error and other.read_text() == "precious"
+
+
+def test_the_configuration_of_an_input_stays(files, monkeypatch, capsys) -> None:
+    content, style, out = files
+    theirs = out.parent / "peft" / "adapter_model.safetensors"
+    assert run(monkeypatch, "convert", content, "-f", "peft", "-o", theirs) == 0
+    merged = theirs.with_name("merged.safetensors")
+    for words in (["merge", theirs, style, "-m", "direct"], ["convert", theirs]):
+        error = fails(monkeypatch, capsys, *words, "-f", "peft", "-o", merged, "--force")
+        assert "adapter_config.json: is one of the inputs" in error and not merged.exists()
+    assert Adapter.load(theirs).ranks == Adapter.load(content).ranks
 
 
 def test_away_from_the_repository_a_judge_needs_its_wording(tmp_path, monkeypatch, capsys):

@@ -9,9 +9,12 @@ and its failures, is here.
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +26,7 @@ from torch import Tensor
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
 from lorarar.formats import diffusers, kohya, peft
-from lorarar.formats.factors import Layers
+from lorarar.formats.factors import Layers, finite
 
 READERS: dict[str, ModuleType] = {"diffusers": diffusers, "peft": peft, "kohya": kohya}
 WRITERS: dict[str, Callable[[Layers], dict[str, Tensor]]] = {
@@ -33,6 +36,9 @@ WRITERS: dict[str, Callable[[Layers], dict[str, Tensor]]] = {
     "kohya-sgm": partial(kohya.keys, sgm=True),
 }
 
+BURST = 1 << 25
+"""Bytes that are sent to the disk together while more are computed."""
+
 # What safetensors calls the dtypes of factors.
 _DTYPES = {
     torch.float64: "F64",
@@ -40,7 +46,9 @@ _DTYPES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
     torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
 }
 
 # Updates that are not up @ down, by what their keys contain.
@@ -75,7 +83,7 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
         The file is missing, damaged, or holds something a merge would silently get wrong.
     """
     tensors, metadata = read_tensors(path)
-    for key in filter(_OTHER.search, tensors):
+    if key := next(filter(_OTHER.search, tensors), None):
         name = next(name for mark, name in _OTHERS.items() if re.search(mark, key))
         raise UserError(f"{path}: {key} is {name}, not part of a plain LoRA; convert the file to one first")
     format = _detect(tensors, path)
@@ -97,22 +105,27 @@ def write(
     Parameters
     ----------
     compute
-        Gives the factors of a layer when it is written, where `layers` has no more than their dtypes and shapes.
+        Gives, when they are written, the factors of a layer that `layers` has on the device "meta": dtypes and shapes.
 
     Raises
     ------
     UserError
-        The format is unknown or has no name for a layer.
+        The format is unknown or has no name for a layer, or a factor holds NaN or infinity.
     """
     if format not in WRITERS:
         raise UserError(f"format {format} is unknown; choose one of {', '.join(WRITERS)}")
     extra = diffusers.metadata(layers) if format == "diffusers" else {}
-    configurations = [(other, peft.adapter_config(layers)) for other in beside(path, format)]
+    configuration = peft.adapter_config(layers) if format == "peft" else {}
     keys = WRITERS[format]
-    stream = (item for layer in layers for item in keys({layer: compute(layer)}).items()) if compute else None
-    write_tensors(path, keys(layers), {**metadata, **extra}, stream)
-    for other, content in configurations:
-        write_json(other, content)
+
+    def computed() -> Iterator[tuple[str, Tensor]]:
+        for layer, factors in layers.items():
+            yield from keys({layer: compute(layer) if compute and factors[0].is_meta else factors}).items()
+
+    with ExitStack() as all_or_nothing:
+        for other in beside(path, format):
+            write_json(all_or_nothing.enter_context(atomic(other)), configuration)
+        write_tensors(path, keys(layers), {**metadata, **extra}, computed())
 
 
 def beside(path: Path | str, format: str) -> list[Path]:
@@ -141,25 +154,6 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or make it again") from None
 
 
-class Late(str):
-    """A text of a file's metadata that need not be known before all else is written, but for its length.
-
-    Parameters
-    ----------
-    meanwhile
-        A text of the same length.
-    known
-        Gives the text.
-    """
-
-    known: Callable[[], str]
-
-    def __new__(cls, meanwhile: str, known: Callable[[], str]) -> Late:
-        late = super().__new__(cls, meanwhile)
-        late.known = known
-        return late
-
-
 def write_tensors(
     path: Path | str,
     tensors: Mapping[str, Tensor],
@@ -172,29 +166,41 @@ def write_tensors(
 
     Parameters
     ----------
-    metadata
-        Texts; a `Late` one is asked for at the end.
     stream
         Gives the tensors with their keys, in any order, where `tensors` has no more than their dtypes and shapes.
+
+    Raises
+    ------
+    UserError
+        A tensor holds NaN or infinity, or is of a dtype that files of LoRAs have not, or the disk is full.
     """
-    texts = dict(sorted((metadata or {}).items()))
-    header: dict[str, Any] = {"__metadata__": texts}
+    header: dict[str, Any] = {"__metadata__": dict(sorted((metadata or {}).items()))}
     places, end = {}, 0
     for key, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        if tensor.dtype not in _DTYPES:
+            raise UserError(f"{path}: {key} is of {tensor.dtype}, which is not written; give another dtype")
         places[key], end = end, end + tensor.nbytes
         header[key] = {"dtype": _DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [places[key], end]}
-    length = len(_json(header))
-    with atomic(path) as temporary, open(temporary, "wb", buffering=0) as file:
-        file.write(struct.pack("<Q", length))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that numbers are aligned
+    with atomic(path) as temporary, open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as beside:
+        on_disk, unsaved = beside.submit(lambda: None), 0
+
+        def put(place: int, data: memoryview) -> None:
+            file.seek(place)
+            while data:  # the system may take it in parts, the last before a full disk too
+                data = data[file.write(data) :]
+
+        put(0, memoryview(struct.pack("<Q", len(text)) + text))
         for key, tensor in tensors.items() if stream is None else stream:
             tensor = tensor.detach().to("cpu", tensors[key].dtype).contiguous()
-            data = tensor.flatten().view(torch.uint8).numpy().data
-            file.seek(8 + length + places[key])
-            while data:  # the system may take it in parts
-                data = data[file.write(data) :]
-        texts |= {key: text.known() for key, text in texts.items() if isinstance(text, Late)}
-        file.seek(8)
-        file.write(_json(header))
+            if not finite(tensor):
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise UserError(f"{path}: {key} would hold NaN or infinity in {kind}; nothing is written")
+            put(8 + len(text) + places[key], tensor.flatten().view(torch.uint8).numpy().data)
+            unsaved += tensor.nbytes
+            if unsaved > BURST and on_disk.done():  # the disk need not wait for the last of them
+                on_disk, unsaved = beside.submit(os.fsync, file.fileno()), 0
 
 
 def _detect(keys: Iterable[str], path: Path | str) -> str:
@@ -204,11 +210,6 @@ def _detect(keys: Iterable[str], path: Path | str) -> str:
                 return name
     found = next(iter(keys), "nothing")
     raise UserError(f"{path}: no UNet LoRA as {', '.join(READERS)} name it, but {found}; give the file of a LoRA")
-
-
-def _json(header: dict[str, Any]) -> bytes:
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return text + b" " * (-len(text) % 8)  # so that numbers are aligned
 
 
 def _is_pickle(path: Path | str) -> bool:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from math import isfinite
+
+import torch
+from torch import Tensor
 
 from lorarar.errors import UserError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Layers = Mapping[str, tuple["Tensor", "Tensor"]]
+Layers = Mapping[str, tuple[Tensor, Tensor]]
 """`<component>.<module path>` -> (down, up)."""
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether no number of it is NaN or infinite."""
+    # The sum of many finite numbers is finite, but for numbers that no training makes; and it is quickly taken.
+    return isfinite(tensor.sum(dtype=torch.float32)) or bool(tensor.float().isfinite().all())
 
 
 def gather(

@@ -44,7 +44,7 @@ def merge(
     dtype
         Of the result; products are taken in float32.
     lazy
-        Compute each layer only while it is saved, so that the whole is never in memory.
+        Compute each layer only while it is saved, so that they are never all in memory.
 
     Returns
     -------
@@ -56,7 +56,6 @@ def merge(
     UserError
         The adapters were made for different base models.
     """
-
     both = {path: (c, s) for path, c, s in pairs(content, style)}
 
     def of(path: str) -> Factors:
@@ -64,7 +63,8 @@ def merge(
 
     rest = carry(content, style, dtype)
     if lazy:
-        return Adapter({path: _room(*two, dtype, "meta") for path, two in both.items()}, rest=rest, compute=of)
+        layers = {path: _room(*two, dtype, "meta") for path, two in both.items()}
+        return Adapter(layers, rest=rest, compute=lambda name: of(name.removeprefix("unet.")))
     return Adapter(dict(zip(both, each(of, zip(both)), strict=True)), rest=rest)
 
 

@@ -99,32 +99,38 @@ def merge_files(
     given = dict(options or {})
     recorded = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     row = _method(method, given)
-    beside = ThreadPoolExecutor(1)
-    checksums = [beside.submit(sha256, content)]  # while one thread reads
-    adapters = _read(content, style)
-    first = next(iter((adapters[0].layers | adapters[0].rest).values()))
-    lazy = {"lazy": True} if row.lazy else {}
-    merged = row.merge(*adapters, **given, **lazy, dtype=DTYPES[dtype] if dtype else first.down.dtype)
-    checksums.append(beside.submit(sha256, style))  # while one thread writes
-    beside.shutdown(wait=False)
-
-    def sources(*checksums: str) -> str:
-        roles = zip(("content", "style"), (content, style), checksums, strict=True)
-        return json.dumps({role: {"file": path.name, "sha256": checksum} for role, path, checksum in roles})
-
+    if row.schedule and format != "diffusers":
+        raise UserError(f"method {method}: its result is no LoRA but a schedule of two, in no format; leave it out")
+    with ThreadPoolExecutor(2) as beside:
+        checksums = [beside.submit(sha256, path) for path in (content, style)]  # while all else goes on
+        adapters = _read(content, style, check=not row.lazy)
+        named = list(zip((content, style), adapters, strict=True))
+        read = [file for path, adapter in named for file in formats.beside(path, adapter.format)]
+        for path in formats.beside(out, format):
+            refuse_existing(path, True, *read)
+        first = next(iter((adapters[0].layers | adapters[0].rest).values()))
+        lazy = {"lazy": True} if row.lazy else {}
+        merged = row.merge(*adapters, **given, **lazy, dtype=DTYPES[dtype] if dtype else first.down.dtype)
+    sources = [{"file": path.name, "sha256": c.result()} for path, c in zip((content, style), checksums, strict=True)]
     merged.metadata |= {
         "lorarar.method": method,
         "lorarar.options": json.dumps(recorded, sort_keys=True),
-        "lorarar.sources": formats.Late(sources(*2 * ["-" * 64]), lambda: sources(*(c.result() for c in checksums))),
-        "lorarar.base": bases.guess(adapters[0].layers),
+        "lorarar.sources": json.dumps(dict(zip(("content", "style"), sources, strict=True)), sort_keys=True),
+        "lorarar.base": bases.guess(adapters[0].layers | adapters[1].layers),
         "lorarar.version": __version__,
     }
     if isinstance(merged, Schedule):
         merged.save(out)
         return ["K-LoRA's result is a schedule, not one LoRA: this file is for `lorarar`, not for other tools"]
-    merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(set(merged.ranks.values()))))
-    with one_thread():
-        merged.save(out, format=format)
+    ranks = {factors.rank for factors in (merged.layers | merged.rest).values()}
+    merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(ranks)))
+    try:
+        with one_thread():
+            merged.save(out, format=format)
+    except UserError:  # of NaN in what was written: was it in what was read?
+        for path, adapter in named:
+            adapter.check(str(path))
+        raise
     notes = []
     if merged.rest:
         of = "text encoders or convolutions (summed where both files have them)"
@@ -134,13 +140,14 @@ def merge_files(
     return notes
 
 
-def _read(*given: Adapter | Path | str) -> list[Adapter]:
+def _read(*given: Adapter | Path | str, check: bool = True) -> list[Adapter]:
     """The adapters, read if need be, and found to be sound and of one base."""
     names = ["an adapter" if isinstance(one, Adapter) else str(one) for one in given]
     adapters = [one if isinstance(one, Adapter) else Adapter.load(one) for one in given]
-    with one_thread():
-        for adapter, name in zip(adapters, names, strict=True):
-            adapter.check(name)
+    if check:
+        with one_thread():
+            for adapter, name in zip(adapters, names, strict=True):
+                adapter.check(name)
     bases.same(*adapters, names=names)
     return adapters
 
@@ -159,4 +166,6 @@ def _method(name: str, options: dict[str, Any]) -> Method:
             raise UserError(f"method {name}: has no option {key}; it has {', '.join(method.options) or 'none'}")
     if isinstance(hypernet := options.get("hypernet"), str | Path):
         options["hypernet"] = HyperNetwork.load(hypernet)
+    elif "hypernet" in options and not isinstance(hypernet, HyperNetwork):
+        raise UserError(f"hypernet {hypernet}: give the file of a trained hypernetwork")
     return method

@@ -21,7 +21,11 @@ def require(name: str, value: Any, fits: Callable[[Any], bool], wanted: str) -> 
 
 def require_weights(name: str, value: Any) -> None:
     """Raise `UserError` unless `value` is a weight for each adapter."""
-    require(name, value, lambda pair: len(pair) == 2 and all(map(isfinite, pair)), "two numbers, as in (0.7, 0.5)")
+
+    def fits(pair: Any) -> bool:
+        return isinstance(pair, list | tuple) and len(pair) == 2 and all(map(isfinite, pair))
+
+    require(name, value, fits, "two numbers, as in (0.7, 0.5)")
 
 
 def require_rank(value: Any) -> None:

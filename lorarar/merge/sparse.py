@@ -85,6 +85,7 @@ class Sparse:
         require_weights("weights", weights)
         require("space", space, lambda name: name in get_args(Space), " or ".join(get_args(Space)))
         require_rank(rank)
+        require("seed", seed, lambda number: isinstance(number, int), "a whole number")
         if elects:
             require("majority", majority, lambda name: name in (None, *get_args(Majority)), "total or frequency")
         elif majority is not None:

@@ -65,6 +65,25 @@ def test_each_kind_of_file_is_whole_or_not_there(disk: Path, name: str) -> None:
     assert [path] == list(disk.iterdir()) and path.stat().st_size > 1 << 18
 
 
+def test_a_disk_may_end_at_any_page_of_a_file(disk: Path) -> None:
+    tensors = {f"layer{i}": torch.full((64,), float(i)) for i in range(200)}
+    texts = {"sources": "0" * 64}
+    (path, filling), page = (disk / "adapter.safetensors", disk / "filling"), 4096
+    write_tensors(path, tensors, texts)
+    whole, refused = path.read_bytes(), 0
+    for pages in range(len(whole) // page + 3):
+        path.unlink(missing_ok=True)
+        filling.write_bytes(bytes((64 - pages) * page))
+        try:
+            write_tensors(path, tensors, texts)
+        except UserError:
+            refused += 1
+            assert not path.exists()
+        else:
+            assert path.read_bytes() == whole
+    assert refused == -(-len(whole) // page)
+
+
 @pytest.mark.slow
 def test_a_stage_goes_on_when_there_is_room(disk: Path, tmp_path: Path) -> None:
     folder = make(tmp_path / "chain", ["truth"])
