@@ -13,7 +13,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -184,7 +184,8 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # so that numbers are aligned
     with atomic(path) as temporary, open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as beside:
-        on_disk, unsaved = beside.submit(lambda: None), 0
+        on_disk, unsaved = Future[None](), 0
+        on_disk.set_result(None)
 
         def put(place: int, data: memoryview) -> None:
             file.seek(place)
@@ -200,7 +201,9 @@ def write_tensors(
             put(8 + len(text) + places[key], tensor.flatten().view(torch.uint8).numpy().data)
             unsaved += tensor.nbytes
             if unsaved > BURST and on_disk.done():  # the disk need not wait for the last of them
+                on_disk.result()  # raises what the disk said
                 on_disk, unsaved = beside.submit(os.fsync, file.fileno()), 0
+        on_disk.result()
 
 
 def _detect(keys: Iterable[str], path: Path | str) -> str:
