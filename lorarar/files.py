@@ -30,7 +30,7 @@ def atomic(path: Path | str, durable: bool = True) -> Iterator[Path]:
 
     Raises
     ------
-    UserError : the disk is full, however the writer in the block says so.
+    UserError : the disk is full, however the writer in the block says so, or nothing may be written there.
     """
     path = Path(path)
     # The suffix is kept last, because image and tensor writers choose their format by it.
