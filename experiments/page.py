@@ -50,7 +50,7 @@ def write(base: str) -> Path:
 
 def _panel(experiment: Experiment, rows: Sequence[Row]) -> page.Panel:
     several = len({row["method"] for row in rows}) > 1
-    one = several and len({row["setting"] for row in rows}) == 1  # then told below
+    one = several and len(experiment.settings) == 1  # then told below
     labels = [
         title(row["method"]) if one else f"{row['setting']}: {title(row['method'])}" if several else row["setting"]
         for row in rows

@@ -235,6 +235,12 @@ def test_one_page_has_every_question_that_was_asked(repository):
     assert "+0.50 <small>[+0.00, +1.00]</small>" in text and "Changes are against <em>seed=0</em>" in text
 
 
+def test_rows_of_one_setting_are_called_by_the_method(repository):
+    assert main([ask(repository, settings={"seed": [1]}, methods=["direct", "average"])]) == 0
+    text = (repository / "results/pocket/experiments.html").read_text()
+    assert "Setting: seed=1." in text and ">Direct merge<" in text and "seed=1: " not in text
+
+
 def test_what_is_done_is_not_done_again(repository):
     name = ask(repository, settings={"seed": [0, 1]})
     assert main([name, "--only", "seed=1"]) == 0
