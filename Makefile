@@ -33,7 +33,7 @@ setup:
 
 repro: $(STAMP)
 	@echo 'Reproducing the benchmark (dvc repro): stages whose inputs did not change are skipped.'
-	@$(BIN)/python -m stages.check
+	@$(BIN)/python -m stages.shared.preflight
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@echo 'Results: results/*/report.html; numbers: $(BIN)/dvc metrics show'
 

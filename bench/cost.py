@@ -19,14 +19,14 @@ from statistics import mean
 
 import yaml
 
-from lorarar.catalog import Subject
-from lorarar.controls import CONTROLS
+from lorarar.data.catalog import Subject
+from lorarar.data.controls import CONTROLS
 from lorarar.errors import UserError
 from lorarar.merge.registry import METHODS
 from slurm.store import Store
 from slurm.task import Task, perform
-from stages import effort
-from stages.context import Context, collect
+from stages.shared import task_records
+from stages.shared.context import Context, collect
 
 SIZES = (56, 1_000, 100_000)
 TRIES = (250, 1_000)
@@ -120,7 +120,7 @@ def housekeeping() -> dict[str, float]:
 
 def measured(context: Context) -> Units:
     """Prices from the records of the last run."""
-    found = effort.records(context)
+    found = task_records.records(context)
     missing = {"bank", "hypernet", "ziplora", "generate", "score"} - found.keys()
     if missing:
         raise UserError(f".work/{context.base}: no records of {', '.join(sorted(missing))}; run `make repro` first")

@@ -25,17 +25,18 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from lorarar.adapter import Adapter, Factors
-from lorarar.backbone import Backbone, Conditioning
 from lorarar.device import best_device
-from lorarar.dreambooth import PROJECTIONS, train_adapter
-from lorarar.formats import bases
-from lorarar.hypernet import HyperNetwork, ends_with
-from lorarar.hypernet_training import Entry, train
-from lorarar.merge import ziplora
+from lorarar.diffusion.backbone import Backbone, Conditioning
+from lorarar.lora import base_models
+from lorarar.lora.adapter import Adapter, Factors
+from lorarar.merge.hypernet import HyperNetwork, ends_with
 from lorarar.merge.klora import Schedule
 from lorarar.merge.registry import METHODS
-from lorarar.references import References, generator
+from lorarar.randomness import generator
+from lorarar.training import ziplora
+from lorarar.training.dreambooth import PROJECTIONS, train_adapter
+from lorarar.training.hypernet import Entry, train
+from lorarar.training.references import References
 
 RANK = 64
 PIXELS = 256
@@ -306,7 +307,11 @@ def check_base(name: str) -> dict[str, Any]:
         found = Counter((f.up.shape[0], f.down.shape[1]) for f in content.layers.values())
         size = sum(f.up.numel() + f.down.numel() for f in content.layers.values())
         check("LoRA layers and their shapes", found == shapes, f"{len(content.layers)}, {size / 1e6:.1f} M numbers")
-        check("base guessed from them", name.upper() in bases.guess(content.layers), bases.guess(content.layers))
+        check(
+            "base guessed from them",
+            name.upper() in base_models.guess(content.layers),
+            base_models.guess(content.layers),
+        )
         with in_float32(backbone):
             worst = check_merging(check, backbone, content, style)
     check_training(check, backbone, content, style)

@@ -26,16 +26,18 @@ import torch
 
 from bench.full_size import BASES, load, random_adapter
 from lorarar.device import best_device
-from lorarar.dreambooth import train_adapter
+from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
-from lorarar.generate import generate
-from lorarar.hypernet import HyperNetwork
-from lorarar.hypernet_training import Entry, train
-from lorarar.merge import columns, ziplora
+from lorarar.merge import columns
+from lorarar.merge.hypernet import HyperNetwork
 from lorarar.parallel import one_thread
-from lorarar.references import References, generator
-from stages.context import Context
-from stages.costs import reckoned
+from lorarar.randomness import generator
+from lorarar.training import ziplora
+from lorarar.training.dreambooth import train_adapter
+from lorarar.training.hypernet import Entry, train
+from lorarar.training.references import References
+from stages.shared.context import Context
+from stages.shared.forecast import reckoned
 
 STEPS = 8
 """Of each training. The first three, in which memory is taken and kernels are chosen, do not count."""

@@ -13,10 +13,10 @@ import torch
 from tqdm import tqdm
 
 from lorarar.merge import columns
-from lorarar.objective import merging_loss
-from lorarar.references import generator
-from stages.context import Context, backbone
-from stages.entries import entry
+from lorarar.randomness import generator
+from lorarar.training.objective import merging_loss
+from stages.shared.bank_members import entry
+from stages.shared.context import Context, backbone
 
 MERGES = {
     "content LoRA alone": (1.0, 0.0),

@@ -22,19 +22,20 @@ from typing import Any
 import torch
 from torch.nn.functional import mse_loss
 
-from lorarar.adapter import Adapter
-from lorarar.backbone import Backbone, to_tensor
-from lorarar.catalog import Subject
+from lorarar.data.catalog import Subject
+from lorarar.diffusion.backbone import Backbone, to_tensor
+from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
-from lorarar.generate import generate
+from lorarar.lora.adapter import Adapter
 from lorarar.pictures import Picture
-from lorarar.references import References, fit, generator
+from lorarar.randomness import generator
 from lorarar.report.figures import grid
 from lorarar.scoring.dino import Dino, dino
-from lorarar.scoring.own import read_pictures
+from lorarar.scoring.folder import read_pictures
+from lorarar.training.references import References, fit
 from slurm.local import call_all, cores
 from stages.bank import train
-from stages.context import Context, backbone
+from stages.shared.context import Context, backbone
 
 DRAWS = 64  # of noise and timestep, for the loss
 SAMPLES = 10

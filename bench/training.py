@@ -28,11 +28,12 @@ from torch.nn.functional import linear
 
 from bench.full_size import SDXL, in_float32, load, random_adapter, status
 from bench.merge import released_columns
-from lorarar.backbone import Backbone
-from lorarar.hypernet import HyperNetwork, ends_with
+from lorarar.diffusion.backbone import Backbone
 from lorarar.merge import columns
-from lorarar.objective import merging_loss
-from lorarar.references import Draw, References, generator
+from lorarar.merge.hypernet import HyperNetwork, ends_with
+from lorarar.randomness import generator
+from lorarar.training.objective import merging_loss
+from lorarar.training.references import Draw, References
 
 WEIGHT = 0.01
 Pair = tuple[Tensor, Tensor]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from experiments import collect, page, workspace
-from experiments.plan import Experiment, names, read
+from experiments.experiment import Experiment, names, read
 from lorarar.errors import UserError
 
 

@@ -19,23 +19,24 @@ from torch import Tensor
 
 from experiments import collect, workspace
 from lorarar import pictures
-from lorarar.adapter import Adapter
-from lorarar.catalog import Pair, pair_name
+from lorarar.data.catalog import Pair, pair_name
 from lorarar.files import atomic, write_json
-from lorarar.hypernet import HyperNetwork, ends_with
+from lorarar.lora.adapter import Adapter
 from lorarar.merge import columns
 from lorarar.merge.columns import Coefficients
-from lorarar.objective import merging_loss
-from lorarar.references import generator
-from lorarar.report import scores
+from lorarar.merge.hypernet import HyperNetwork, ends_with
+from lorarar.randomness import generator
 from lorarar.report.tables import ends, signed
+from lorarar.scoring import score_table
 from lorarar.scoring.statistics import bootstrap_mean, paired_difference
+from lorarar.training.objective import merging_loss
 from slurm.task import read_json
-from stages import generate, scorers
+from stages import generate
 from stages import score as scoring
-from stages.context import Context, backbone
-from stages.entries import entry
-from stages.run import run
+from stages.shared import scoring_models
+from stages.shared.bank_members import entry
+from stages.shared.context import Context, backbone
+from stages.shared.entry_point import run
 
 TRAINING_PAIRS = 12
 """Of the training split, drawn at random: as many as validation has."""
@@ -243,7 +244,7 @@ def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: 
         for name, (subject, style) in pairs.items():
             references = [context.pictures(subject), context.pictures(style)]
             arguments = {
-                "names": scorers.named(context),
+                "names": scoring_models.named(context),
                 "families": str(judges / "recogniser"),
                 "images": str(drawn[name]),
                 "pair": [subject.name, style.name],
@@ -252,9 +253,9 @@ def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: 
                 "prompt": context.catalog.class_prompt(subject, style),
             }
             tasks[name] = (arguments, [*sorted(drawn[name].glob("*.png")), *references[0], *references[1]])
-        store = context.store("score", scoring.CODE, judges, scorers.PROMPTS)
+        store = context.store("score", scoring.CODE, judges, scoring_models.PROMPTS)
         judged = context.fan_out(store, scoring.judge_pair, tasks, f"score {choice}")
-        right[choice] = [[row.right for row in scores.read(f / "scores.parquet")] for f in judged.values()]
+        right[choice] = [[row.right for row in score_table.read(f / "scores.parquet")] for f in judged.values()]
     lines = [
         "## Do they make better pictures?",
         "",

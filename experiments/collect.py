@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from experiments.plan import ELSEWHERE, Experiment, Setting
+from experiments.experiment import ELSEWHERE, Experiment, Setting
 from lorarar.files import atomic
 from lorarar.report.tables import PAPER_NAMES, interval, signed, title
 from lorarar.scoring.statistics import Interval, paired_difference, rank_agreement, spread

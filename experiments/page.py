@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.collect import CHANGE
-from experiments.plan import Experiment, names, read
+from experiments.experiment import Experiment, names, read
 from lorarar.report import charts, page
 from lorarar.report.tables import PAPER_NAMES, Table, ends, signed, title
 from lorarar.scoring.statistics import Interval

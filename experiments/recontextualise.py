@@ -14,15 +14,15 @@ import torch
 import yaml
 
 from lorarar import pictures
-from lorarar.adapter import Adapter
-from lorarar.catalog import pair_name
+from lorarar.data.catalog import pair_name
+from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
-from lorarar.generate import generate
+from lorarar.lora.adapter import Adapter
 from lorarar.merge.klora import Schedule
 from lorarar.merge.registry import METHODS
 from lorarar.report import figures, tables
-from stages.context import Context, backbone, present
-from stages.run import run
+from stages.shared.context import Context, backbone, present
+from stages.shared.entry_point import run
 
 
 def main(context: Context) -> None:

@@ -18,10 +18,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from experiments.plan import Experiment, Setting, hydra
+from experiments.experiment import Experiment, Setting, hydra
 from lorarar.errors import UserError
 from lorarar.files import write_json
-from lorarar.report import scores
+from lorarar.scoring import score_table
 
 FOLDER = Path(".work/experiments")
 CODE = ("data", "dvc.yaml", "lorarar", "params.yaml", "slurm", "stages")
@@ -77,8 +77,9 @@ def run(experiment: Experiment, setting: Setting, commit: str) -> dict[str, Any]
         for split in experiment.splits:
             name = f"{method}-{split}"
             text = (tree / "results" / experiment.base / "metrics" / f"{name}.json").read_text(encoding="utf-8")
-            table = scores.read(tree / "artifacts" / experiment.base / "score" / f"{name}.parquet")
-            right = {"+".join(pair): [row.right for row in rows] for pair, rows in scores.by_pair(table).items()}
+            scores = tree / "artifacts" / experiment.base / "score" / f"{name}.parquet"
+            rows_of = score_table.by_pair(score_table.read(scores))
+            right = {"+".join(pair): [row.right for row in rows] for pair, rows in rows_of.items()}
             figures[name] = {**json.loads(text), "right": right}
     _output("git", "fetch", "--quiet", str(tree), f"+{where}:{where}")
     facts = {

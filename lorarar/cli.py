@@ -78,7 +78,7 @@ def merge(
     force: Force = False,
 ) -> None:
     """Merge two LoRA files into one standard LoRA file."""
-    from lorarar.merge.files import merge_files
+    from lorarar.merge.api import merge_files
 
     begun = time.monotonic()
     options = dict(_setting(text) for text in setting or [])
@@ -130,14 +130,14 @@ def generate(
     force: Force = False,
 ) -> None:
     """Merge two LoRAs and look at the pictures at once. Examples are the miniature's test subjects and styles."""
-    from lorarar import show
+    from lorarar import preview
 
-    notes = show.show(
+    notes = preview.show(
         content,
         style,
         out,
         methods=method or ["lorarar"],
-        base=base or show.POCKET,
+        base=base or preview.POCKET,
         hypernet=hypernet,
         prompt=prompt,
         number=number,
@@ -157,13 +157,13 @@ def inspect(
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
 ) -> None:
     """Say what is in a LoRA file: format, base model, layers, ranks, norms."""
-    from lorarar.adapter import Adapter
-    from lorarar.formats import bases
+    from lorarar.lora import base_models
+    from lorarar.lora.adapter import Adapter
 
     adapter = Adapter.load(file)
     adapter.check(str(file))
     typer.echo(f"{file}: {adapter.format} format, {file.stat().st_size / 1e6:.1f} MB")
-    typer.echo(f"base: {bases.guess(adapter.layers)}, by the shapes of its layers")
+    typer.echo(f"base: {base_models.guess(adapter.layers)}, by the shapes of its layers")
     if adapter.layers:
         dtypes = sorted({str(factors.down.dtype).removeprefix("torch.") for factors in adapter.layers.values()})
         ranks = sorted(set(adapter.ranks.values()))
@@ -191,11 +191,11 @@ def doctor(
     ] = False,
 ) -> None:
     """Say what the benchmark lacks on this machine, and what each stage will cost, before anything starts."""
-    if not Path("stages/doctor.py").exists():
-        raise UserError("stages/doctor.py: no such file; run this in the root of the repository")
+    if not Path("stages/shared/doctor.py").exists():
+        raise UserError("stages/shared/doctor.py: no such file; run this in the root of the repository")
     # The benchmark stands on this library, and not the other way round: it is asked, not imported.
     options = [*(["--base", base] if base else []), *(["--download"] if download else [])]
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "stages.doctor", *options], check=False).returncode)
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "stages.shared.doctor", *options], check=False).returncode)
 
 
 @app.command()
@@ -221,10 +221,10 @@ def convert(
     force: Force = False,
 ) -> None:
     """Write a LoRA file in another format; alpha is folded into the factors."""
-    from lorarar.adapter import Adapter
     from lorarar.files import refuse_existing
-    from lorarar.formats import beside
-    from lorarar.merge.files import DTYPES
+    from lorarar.lora.adapter import Adapter
+    from lorarar.lora.formats import beside
+    from lorarar.merge.api import DTYPES
 
     for path in (out, *beside(out, format.value)):
         refuse_existing(path, force, file)
@@ -284,13 +284,14 @@ def score(
     """Score pictures of one's own: MARS², CLIP-I, CLIP-T and DINO. A judge is asked nothing twice."""
     from lorarar.device import best_device
     from lorarar.files import refuse_existing
-    from lorarar.scoring import own
+    from lorarar.scoring.folder import FIGURES, PROMPTS
+    from lorarar.scoring.folder import score as score_folder
 
     for path in (out, out.with_suffix(".json")):
         refuse_existing(path, force, images, subject_refs, style_refs)
-    if judge and not prompts and not own.PROMPTS.exists():
+    if judge and not prompts and not PROMPTS.exists():
         raise UserError("--prompts: the wording is not in the package; give data/prompts.yaml of the repository")
-    figures = own.score(
+    figures = score_folder(
         images,
         subject_refs,
         style_refs,
@@ -301,15 +302,15 @@ def score(
         prompt=prompt,
         dino=dino,
         options=dict(_setting(text) for text in setting or []),
-        prompts=prompts or own.PROMPTS,
+        prompts=prompts or PROMPTS,
         cache=cache,
         device=best_device(),
         download=download,
     )
-    for name in own.FIGURES:
+    for name in FIGURES:
         if name in figures:
             ends = f"[{figures[f'{name}_ci_low']:.3f}, {figures[f'{name}_ci_high']:.3f}]"
-            typer.echo(f"{own.FIGURES[name]:10}{figures[name]:.3f} {ends}")
+            typer.echo(f"{FIGURES[name]:10}{figures[name]:.3f} {ends}")
     if figures.get("unanswered"):
         typer.echo(f"{figures['unanswered']} questions were not answered with yes or no, and count as no", err=True)
     typer.echo(f"{out}: {figures['n_images']} pictures")

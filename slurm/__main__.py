@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from slurm import control, driver
-from slurm.queue import ClusterError
+from slurm import monitor, pipeline_job
+from slurm.commands import ClusterError
 from slurm.task import read_record
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -34,7 +34,7 @@ def status() -> None:
     """Show for every stage how many tasks are done, running, queued and failed."""
     table = Table("stage", "done", "running", "queued", "failed", "not begun", "time left")
     failed, waits = [], []
-    for row in control.progress(WORK):
+    for row in monitor.progress(WORK):
         numbers = (row.done, row.running, row.queued, len(row.failed), row.missing)
         left = "" if not (row.running or row.queued or row.missing) else _duration(row.seconds_left)
         table.add_row(row.description, *map(str, numbers), left)
@@ -47,7 +47,7 @@ def status() -> None:
 @app.command()
 def logs(task: str, follow: Annotated[bool, typer.Option("-f", help="Go on as the log grows.")] = False) -> None:
     """Print the log of the job that did a task last, by the task's name."""
-    log = control.log_of(WORK, task)
+    log = monitor.log_of(WORK, task)
     if log is None:
         raise ClusterError(
             f"{task}: no job with a log has done a task of this name; `python -m slurm status` lists runs"
@@ -64,7 +64,7 @@ def logs(task: str, follow: Annotated[bool, typer.Option("-f", help="Go on as th
 def efficiency() -> None:
     """Compare what jobs asked for with what their finished tasks used."""
     table = Table("stage", "tasks", "time used / asked", "memory used / asked", "cores busy / asked")
-    for journal in control.journals(WORK):
+    for journal in monitor.journals(WORK):
         for run in journal.runs().values():
             records = [record for key in run["tasks"] if (record := read_record(journal.root / key)).get("asked")]
             if records:
@@ -85,15 +85,15 @@ def efficiency() -> None:
 @app.command()
 def cancel(stages: Annotated[list[str] | None, typer.Argument(help="As `status` names them; all by default.")] = None):
     """Cancel the jobs of all stages, or of some. What is finished stays."""
-    print(f"{control.cancel(WORK, stages or [])} jobs or arrays cancelled")
+    print(f"{monitor.cancel(WORK, stages or [])} jobs or arrays cancelled")
 
 
 @app.command("driver", context_settings={"ignore_unknown_options": True})
 def drive(arguments: Annotated[list[str] | None, typer.Argument(help="Of dvc repro.")] = None) -> None:
     """Submit the whole `dvc repro` as one small job, which submits the others."""
     dvc = ["dvc", "repro", *(arguments or [])]
-    job = driver.submit(dvc)
-    print(f"job {job}; its log: {driver.FOLDER / f'{job}_0_log.out'}")
+    job = pipeline_job.submit(dvc)
+    print(f"job {job}; its log: {pipeline_job.FOLDER / f'{job}_0_log.out'}")
 
 
 def _duration(seconds: float | None) -> str:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm import queue
-from slurm.element import TIME_IS_UP, Element, name_of
+from slurm import commands
+from slurm.commands import ClusterError, Status
+from slurm.job import TIME_IS_UP, Element, name_of
 from slurm.journal import Array, Journal, slug, tail
 from slurm.local import ONE_THREAD, bar
-from slurm.queue import ClusterError, Status
 from slurm.resources import Resources
 from slurm.site import Site
 from slurm.task import Function, Task, TaskError, fingerprint, names
@@ -75,7 +75,7 @@ class _Driver:
         self.attempts: Counter[str] = Counter()
         self.memory_gb = dict.fromkeys(self.tasks, resources.memory_gb)
         self.bad_nodes: set[str] = set()
-        self.slowly = queue.pauses()
+        self.slowly = commands.pauses()
         self.failed: dict[str, tuple[str, list[str], Path | None]] = {}  # reason, last lines, log
 
     def run(self) -> None:
@@ -99,18 +99,18 @@ class _Driver:
             raise self._error()
 
     def _watch(self) -> None:
-        left, pauses, look = self._left, queue.pauses(), 0.0
+        left, pauses, look = self._left, commands.pauses(), 0.0
         with bar(list(self.tasks), self.description, len(self.tasks) - left) as progress:
             while self._left:
                 if self.waiting and self._submit():
-                    self.slowly = queue.pauses()
+                    self.slowly = commands.pauses()
                 time.sleep(next(pauses))
                 self._read_outputs()
                 # Files first, and the queue only about what they leave open, ever more rarely.
                 if self.flying and time.monotonic() >= look:
                     look = time.monotonic() + self._read_queue()
                 if self._left < left:
-                    pauses = queue.pauses()
+                    pauses = commands.pauses()
                 progress.update(left - self._left)
                 left = self._left
 
@@ -207,15 +207,15 @@ class _Driver:
 
     def _read_queue(self) -> float:
         """See to jobs that have ended without output; return seconds until it is worth to ask again."""
-        jobs = queue.statuses()
+        jobs = commands.statuses()
         if jobs is None:
             return 5  # the controller is away: that says nothing about the jobs
         gone = []
         for place in list(self.flying):
             status = jobs.get(place.id)
             if status and status.stuck:
-                queue.cancel([place.id])
-                self.bad_nodes |= {queue.first_node(status.node)} - {""}
+                commands.cancel([place.id])
+                self.bad_nodes |= {commands.first_node(status.node)} - {""}
                 gone.append(place)
             elif status and not status.ended:
                 self.absent[place] = 0
@@ -225,7 +225,7 @@ class _Driver:
                 if self.absent[place] > 1:
                     gone.append(place)
         if gone:
-            forgotten = queue.history(place.id for place in gone if place.id not in jobs)
+            forgotten = commands.history(place.id for place in gone if place.id not in jobs)
             self._read_outputs()
             for place in gone:
                 if place in self.flying:
@@ -236,7 +236,7 @@ class _Driver:
         """A job has ended and left tasks undone."""
         keys, now = self.flying.pop(place), place.array.now(place.index)
         lines = tail(place.array.log(place.index))
-        node = queue.first_node(status.node if status else "") or now.get("node", "")
+        node = commands.first_node(status.node if status else "") or now.get("node", "")
         state = status.state if status else "UNKNOWN"
         if (place.array.folder / "cancelled").exists() or state == "CANCELLED":
             kind, reason = "cancelled", "its job was cancelled"
@@ -342,8 +342,8 @@ def snapshot(root: Path = Path()) -> Path:
 
 
 def _ask_until_answered() -> dict[str, Status]:
-    for seconds in queue.pauses():
-        jobs = queue.statuses()
+    for seconds in commands.pauses():
+        jobs = commands.statuses()
         if jobs is not None:
             return jobs
         time.sleep(seconds)

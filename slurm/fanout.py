@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from slurm import local, queue
+from slurm import commands, local
 from slurm.resources import Resources
 from slurm.task import Function, Task
 
@@ -16,7 +16,7 @@ def choose(executor: Executor) -> Executor:
     """`auto` is slurm where sbatch answers, and local elsewhere."""
     if executor != "auto":
         return executor
-    return "slurm" if queue.answers() else "local"
+    return "slurm" if commands.answers() else "local"
 
 
 def fan_out(

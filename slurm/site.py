@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
-from slurm import queue
+from slurm import commands
 
 FOLDER = Path("slurm/sites")
 
@@ -54,7 +54,7 @@ class Site(BaseModel):
         ------
         ClusterError : the file has a mistake.
         """
-        path = FOLDER / f"{queue.configuration().get('ClusterName', '')}.yaml"
+        path = FOLDER / f"{commands.configuration().get('ClusterName', '')}.yaml"
         return cls.load(path) if path.exists() else cls()
 
     @classmethod
@@ -63,12 +63,12 @@ class Site(BaseModel):
         try:
             return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
         except yaml.YAMLError as error:
-            raise queue.ClusterError(f"{path}: not YAML: {getattr(error, 'problem', error)}") from None
+            raise commands.ClusterError(f"{path}: not YAML: {getattr(error, 'problem', error)}") from None
         except ValidationError as error:
             first = error.errors()[0]
             key, known = ".".join(map(str, first["loc"])), ", ".join(cls.model_fields)
             reason = f"no such key; known: {known}" if first["type"] == "extra_forbidden" else first["msg"]
-            raise queue.ClusterError(f"{path}: {key}: {reason}") from None
+            raise commands.ClusterError(f"{path}: {key}: {reason}") from None
 
     def options(self) -> dict[str, Any]:
         """Parameters of submitit's executor."""
@@ -89,7 +89,7 @@ class Site(BaseModel):
     @property
     def array_size(self) -> int:
         """Elements an array may have: indices below MaxArraySize."""
-        allowed = max(1, int(queue.configuration()["MaxArraySize"]))
+        allowed = max(1, int(commands.configuration()["MaxArraySize"]))
         return min(allowed, self.max_array or allowed)
 
 

@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from lorarar import pictures
-from lorarar.catalog import Subject
-from slurm.element import asked_to_stop
+from lorarar.data.catalog import Subject
+from slurm.job import asked_to_stop
 from slurm.task import state
-from stages.context import Context, backbone, collect
-from stages.run import run
+from stages.shared.context import Context, backbone, collect
+from stages.shared.entry_point import run
 
 CODE = [
-    "lorarar/adapter.py",
-    "lorarar/backbone.py",
-    "lorarar/checkpoint.py",
+    "lorarar/lora/adapter.py",
+    "lorarar/diffusion/backbone.py",
+    "lorarar/training/checkpoint.py",
     "lorarar/device.py",
-    "lorarar/dreambooth.py",
-    "lorarar/formats",
-    "lorarar/hub.py",
-    "lorarar/pocket/vae.py",
-    "lorarar/references.py",
+    "lorarar/training/dreambooth.py",
+    "lorarar/lora",
+    "lorarar/diffusion/hub.py",
+    "lorarar/diffusion/vae.py",
+    "lorarar/training/references.py",
     "stages/bank.py",
 ]
 
@@ -37,10 +37,10 @@ def train(
     seed: int,
 ) -> None:
     """Task: train one adapter on some pictures."""
-    from lorarar.backbone import to_tensor
-    from lorarar.checkpoint import Checkpoint
-    from lorarar.dreambooth import train_adapter
-    from lorarar.references import fit
+    from lorarar.diffusion.backbone import to_tensor
+    from lorarar.training.checkpoint import Checkpoint
+    from lorarar.training.dreambooth import train_adapter
+    from lorarar.training.references import fit
 
     references = [fit(pictures.read(path), resolution) for path in images]
     adapter = train_adapter(

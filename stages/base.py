@@ -9,16 +9,16 @@ from typing import Any
 from lorarar.errors import UserError
 from lorarar.files import atomic, sha256
 from slurm.local import call_all
-from stages.context import Context
-from stages.run import run
-from stages.sections import WholeBase
+from stages.shared.context import Context
+from stages.shared.entry_point import run
+from stages.shared.schema import WholeBase
 
 TEACHER = Path("data/pocket/base")
 
 
 def main(context: Context) -> None:
     """Train; checkpoints make an interrupted run go on from where it was."""
-    from lorarar.pocket import base, judges, light
+    from lorarar.pocket.train import base, distilled, judges
 
     knobs = context.knobs.base
     if knobs is None:
@@ -34,7 +34,7 @@ def main(context: Context) -> None:
         }
         call_all(calls, judges.main, context.workers, "judges")
     else:  # a lighter UNet; links in the folder stand for what is the teacher's
-        made = light.make(Path(), TEACHER, work, **common)
+        made = distilled.make(Path(), TEACHER, work, **common)
         shutil.copytree(made, context.data / "base", dirs_exist_ok=True)
     write_checksums(context.data)
 

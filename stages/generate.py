@@ -8,23 +8,23 @@ from typing import Any
 
 from lorarar import pictures
 from lorarar.errors import UserError
-from stages.context import Context, backbone, collect
-from stages.run import run
+from stages.shared.context import Context, backbone, collect
+from stages.shared.entry_point import run
 
 CODE = [
-    "lorarar/adapter.py",
-    "lorarar/backbone.py",
+    "lorarar/lora/adapter.py",
+    "lorarar/diffusion/backbone.py",
     "lorarar/device.py",
-    "lorarar/formats",
-    "lorarar/generate.py",
-    "lorarar/hub.py",
+    "lorarar/lora",
+    "lorarar/diffusion/sampling.py",
+    "lorarar/diffusion/hub.py",
     "lorarar/merge/columns.py",
     "lorarar/merge/klora.py",
     "lorarar/parallel.py",
-    "lorarar/pocket/vae.py",
+    "lorarar/diffusion/vae.py",
     "stages/generate.py",
 ]
-TRUTH_CODE = ["lorarar/pocket/artwork.py", "lorarar/pocket/styles.py", "lorarar/pocket/world.py"]
+TRUTH_CODE = ["lorarar/pocket/world/artwork.py", "lorarar/pocket/world/styles.py", "lorarar/pocket/world/world.py"]
 
 
 def sample(
@@ -37,8 +37,8 @@ def sample(
     schedule: bool = False,
 ) -> None:
     """Task: sample the images of one prompt with an adapter, a schedule of two, or the base alone."""
-    from lorarar.adapter import Adapter
-    from lorarar.generate import generate
+    from lorarar.diffusion.sampling import generate
+    from lorarar.lora.adapter import Adapter
     from lorarar.merge.klora import Schedule
 
     loaded = (Schedule if schedule else Adapter).load(adapter) if adapter else None
@@ -49,8 +49,8 @@ def sample(
 
 def draw(folder: Path, base: dict[str, Any], subject: str, style: str, seeds: list[int], vae: bool) -> None:
     """Task: render the truth about one pair, and with `vae` let that encode and decode it."""
-    from lorarar.backbone import to_images, to_tensor
-    from lorarar.pocket.world import World
+    from lorarar.diffusion.backbone import to_images, to_tensor
+    from lorarar.pocket.world.world import World
 
     world = World.load(new=True)
     truth = [world.truth(subject, style, seed) for seed in seeds]

@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from lorarar.files import atomic
-from slurm.element import asked_to_stop
+from slurm.job import asked_to_stop
 from slurm.task import state
-from stages.context import Context, backbone, collect
-from stages.entries import described, entry
-from stages.run import run
+from stages.shared.bank_members import described, entry
+from stages.shared.context import Context, backbone, collect
+from stages.shared.entry_point import run
 
 CODE = [
-    "lorarar/adapter.py",
-    "lorarar/backbone.py",
-    "lorarar/checkpoint.py",
+    "lorarar/lora/adapter.py",
+    "lorarar/diffusion/backbone.py",
+    "lorarar/training/checkpoint.py",
     "lorarar/device.py",
-    "lorarar/formats",
-    "lorarar/hub.py",
-    "lorarar/hypernet.py",
-    "lorarar/hypernet_training.py",
+    "lorarar/lora",
+    "lorarar/diffusion/hub.py",
+    "lorarar/merge/hypernet.py",
+    "lorarar/training/hypernet.py",
     "lorarar/merge/columns.py",
-    "lorarar/objective.py",
+    "lorarar/training/objective.py",
     "lorarar/parallel.py",
-    "lorarar/pocket/vae.py",
-    "lorarar/references.py",
-    "stages/entries.py",
+    "lorarar/diffusion/vae.py",
+    "lorarar/training/references.py",
+    "stages/shared/bank_members.py",
     "stages/hypernet.py",
 ]
 
@@ -47,9 +47,9 @@ def fit(
     """Task: train on the pairs of these members, or go on from the state of an interrupted attempt."""
     from tqdm import tqdm
 
-    from lorarar.checkpoint import Checkpoint
-    from lorarar.hypernet import HyperNetwork
-    from lorarar.hypernet_training import train
+    from lorarar.merge.hypernet import HyperNetwork
+    from lorarar.training.checkpoint import Checkpoint
+    from lorarar.training.hypernet import train
 
     model = backbone(**base)
     banks = [[entry(model, resolution, **member) for member in members] for members in (contents, styles)]

@@ -13,8 +13,8 @@ from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.files import sha256
 from slurm.local import cores
-from stages.context import Context, collect, present
-from stages.run import run
+from stages.shared.context import Context, collect, present
+from stages.shared.entry_point import run
 
 
 def main(context: Context) -> None:
@@ -33,7 +33,7 @@ def main(context: Context) -> None:
 
 def draw(context: Context, out: Path) -> None:
     """Pictures of the miniature world."""
-    from lorarar.pocket.world import World
+    from lorarar.pocket.world.world import World
 
     if context.plan:
         print(f"{sum(subject.images for subject in context.subjects) + len(context.styles)} pictures to draw")
@@ -48,7 +48,7 @@ def draw(context: Context, out: Path) -> None:
 
 def photograph(context: Context, folder: Path, out: Path) -> None:
     """Photographs, and whose they are. Downloads are kept: the same ones serve every base."""
-    from lorarar.photographs import MIRROR, Photographs, develop
+    from lorarar.data.photographs import MIRROR, Photographs, develop
 
     photographs = Photographs.load(folder, Path(".work/photographs"))
     wanted = photographs.wanted(context.subjects, context.styles)

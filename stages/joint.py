@@ -6,23 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from lorarar import pictures
-from lorarar.catalog import pair_name
-from slurm.element import asked_to_stop
+from lorarar.data.catalog import pair_name
+from slurm.job import asked_to_stop
 from slurm.task import state
-from stages.context import Context, backbone, collect
-from stages.run import run
+from stages.shared.context import Context, backbone, collect
+from stages.shared.entry_point import run
 
 CODE = [
-    "lorarar/adapter.py",
-    "lorarar/backbone.py",
-    "lorarar/checkpoint.py",
+    "lorarar/lora/adapter.py",
+    "lorarar/diffusion/backbone.py",
+    "lorarar/training/checkpoint.py",
     "lorarar/device.py",
-    "lorarar/dreambooth.py",
-    "lorarar/formats",
-    "lorarar/hub.py",
+    "lorarar/training/dreambooth.py",
+    "lorarar/lora",
+    "lorarar/diffusion/hub.py",
     "lorarar/merge/joint.py",
-    "lorarar/pocket/vae.py",
-    "lorarar/references.py",
+    "lorarar/diffusion/vae.py",
+    "lorarar/training/references.py",
     "stages/joint.py",
 ]
 
@@ -38,10 +38,10 @@ def train(
     seed: int,
 ) -> None:
     """Task: train the adapter of one pair."""
-    from lorarar.backbone import to_tensor
-    from lorarar.checkpoint import Checkpoint
-    from lorarar.merge import joint
-    from lorarar.references import fit
+    from lorarar.diffusion.backbone import to_tensor
+    from lorarar.training import joint
+    from lorarar.training.checkpoint import Checkpoint
+    from lorarar.training.references import fit
 
     concepts: list[Any] = []
     for member in (content, style):

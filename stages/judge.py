@@ -8,44 +8,44 @@ from pathlib import Path
 from typing import Any
 
 from lorarar.files import write_json
-from stages import scorers
-from stages.context import Context
-from stages.run import run
+from stages.shared import scoring_models
+from stages.shared.context import Context
+from stages.shared.entry_point import run
 
 CODE = [
-    "lorarar/catalog.py",
+    "lorarar/data/catalog.py",
     "lorarar/device.py",
-    "lorarar/pocket/artwork.py",
-    "lorarar/pocket/shards.py",
-    "lorarar/pocket/styles.py",
-    "lorarar/pocket/views.py",
-    "lorarar/pocket/workshop.py",
-    "lorarar/pocket/world.py",
+    "lorarar/pocket/world/artwork.py",
+    "lorarar/pocket/train/shards.py",
+    "lorarar/pocket/world/styles.py",
+    "lorarar/pocket/train/degradations.py",
+    "lorarar/pocket/train/judge_datasets.py",
+    "lorarar/pocket/world/world.py",
     "lorarar/scoring",
     "stages/judge.py",
-    "stages/scorers.py",
+    "stages/shared/scoring_models.py",
 ]
 KINDS = ("subject", "style")
 
 
 def question(folder: Path, kind: Any, vae: str, names: dict[str, Any], number: int, resamples: int, seed: int) -> None:
     """Task: ask one of MARS²'s two questions about right and wrong pairs, some of the wrong ones hard."""
-    from lorarar.pocket.views import RoundTrip
-    from lorarar.pocket.workshop import Workshop
-    from lorarar.pocket.world import World
+    from lorarar.pocket.train.degradations import RoundTrip
+    from lorarar.pocket.train.judge_datasets import Workshop
+    from lorarar.pocket.world.world import World
     from lorarar.scoring.examination import examine, similarity_auc, wordings
     from lorarar.scoring.judges import JudgePrompts
 
-    by = scorers.load(names)
+    by = scoring_models.load(names)
     with tempfile.TemporaryDirectory() as renderings:
-        shop = Workshop(World.load(), scorers.PROMPTS, RoundTrip(Path(vae)), Path(renderings), seed)
+        shop = Workshop(World.load(), scoring_models.PROMPTS, RoundTrip(Path(vae)), Path(renderings), seed)
         pairs = shop.bank_pairs(kind, number)
     figures: dict[str, Any] = examine(by.judge, kind, pairs, seed, resamples)
     score, model = ("dino", by.dino) if kind == "subject" else ("clip_i", by.clip)
     figures |= {f"{score}_{key}": value for key, value in similarity_auc(model, pairs, seed, resamples).items()}
     # A judge that reads no prompt has no wording whose doing its answers could be.
     if by.judge.prompts:
-        figures["wordings"] = wordings(by.judge, kind, pairs, JudgePrompts.variants(scorers.PROMPTS))
+        figures["wordings"] = wordings(by.judge, kind, pairs, JudgePrompts.variants(scoring_models.PROMPTS))
     about = {"judge": by.judge.name, "reads_prompts": by.judge.prompts is not None, "models": by.models}
     write_json(folder / "figures.json", {"about": about, "figures": figures})
 
@@ -61,13 +61,13 @@ def main(context: Context) -> None:
     vae = context.data / "base" / "vae"
     arguments = {
         "vae": str(vae),
-        "names": scorers.named(context),
+        "names": scoring_models.named(context),
         "number": score.judge_questions,
         "resamples": score.resamples,
         "seed": context.seed("judge"),
     }
     world = [context.data / "world.yaml", Path("data/styles.csv"), Path("data/subjects.csv")]
-    store = context.store("judge", CODE, vae, context.data / "judges", scorers.PROMPTS, *world)
+    store = context.store("judge", CODE, vae, context.data / "judges", scoring_models.PROMPTS, *world)
     done = context.fan_out(store, question, {kind: (arguments | {"kind": kind}, []) for kind in KINDS}, "judge")
     found = {kind: json.loads((done[kind] / "figures.json").read_text(encoding="utf-8")) for kind in KINDS}
     about = found[KINDS[0]]["about"]
@@ -75,7 +75,7 @@ def main(context: Context) -> None:
         "judge": about["judge"],
         "n": score.judge_questions,
         "reads_prompts": about["reads_prompts"],
-        "provenance": scorers.provenance(context, about["models"]),
+        "provenance": scoring_models.provenance(context, about["models"]),
     }
     for kind in KINDS:
         figures |= {f"{kind}_{key}": value for key, value in found[kind]["figures"].items()}

@@ -6,16 +6,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lorarar.adapter import Adapter
-from lorarar.catalog import Pair, pair_name
-from lorarar.controls import CONTROLS
+from lorarar.data.catalog import Pair, pair_name
+from lorarar.data.controls import CONTROLS
 from lorarar.files import write_json
-from lorarar.hypernet import HyperNetwork
+from lorarar.lora.adapter import Adapter
 from lorarar.merge import columns
+from lorarar.merge.hypernet import HyperNetwork
 from lorarar.merge.klora import Schedule
 from lorarar.merge.registry import METHODS
-from stages.context import Context, collect
-from stages.run import run
+from stages.shared.context import Context, collect
+from stages.shared.entry_point import run
 
 
 def main(context: Context) -> None:

@@ -10,10 +10,10 @@ from lorarar import pictures
 from lorarar.files import write_json
 from lorarar.pocket import quality
 from lorarar.pocket.recogniser import Recogniser
-from lorarar.pocket.world import World
-from stages.context import Context
+from lorarar.pocket.world.world import World
 from stages.generate import CODE, sample
-from stages.run import run
+from stages.shared.context import Context
+from stages.shared.entry_point import run
 
 IMAGES = 4  # a prompt
 OTHERS = 4  # nouns beside its own on which each style is tried

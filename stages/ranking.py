@@ -8,16 +8,16 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from lorarar import pictures
-from lorarar.controls import CONTROLS
+from lorarar.data.controls import CONTROLS
 from lorarar.files import write_json
-from stages import scorers
-from stages.context import Context
-from stages.run import run
+from stages.shared import scoring_models
+from stages.shared.context import Context
+from stages.shared.entry_point import run
 
 if TYPE_CHECKING:
     from lorarar.scoring.judges import Judge
 
-CODE = ["lorarar/device.py", "lorarar/scoring", "stages/ranking.py", "stages/scorers.py"]
+CODE = ["lorarar/device.py", "lorarar/scoring", "stages/ranking.py", "stages/shared/scoring_models.py"]
 
 
 def ask_pair(
@@ -49,13 +49,13 @@ def ask_pair(
 def _judges(names: dict[str, Any], others: dict[str, dict[str, Any]]) -> list[tuple[str, str, Judge]]:
     from lorarar.scoring.judges import JudgePrompts
 
-    judge = scorers.load(names, quiet=True).judge
+    judge = scoring_models.load(names, quiet=True).judge
     found: list[tuple[str, str, Judge]] = []
     if judge.prompts:
-        variants = JudgePrompts.variants(scorers.PROMPTS)
+        variants = JudgePrompts.variants(scoring_models.PROMPTS)
         found += [("wording", name, judge.reworded(prompts)) for name, prompts in variants.items()]
     for other, options in others.items():
-        asked = scorers.load(names | {"judge": other, "options": options}, quiet=True).judge
+        asked = scoring_models.load(names | {"judge": other, "options": options}, quiet=True).judge
         found.append(("judge", asked.name, asked))
     return found
 
@@ -65,7 +65,7 @@ def main(context: Context) -> None:
     score = context.knobs.score
     methods = [method for method in context.methods if method not in CONTROLS]
     shared = {
-        "names": scorers.named(context),
+        "names": scoring_models.named(context),
         "others": score.ranking.judges,
         "number": min(score.ranking.images, context.knobs.generate.images_per_pair),
     }
@@ -73,9 +73,9 @@ def main(context: Context) -> None:
     tasks = {
         f"{method}-{split}-{name}": (shared | shown.arguments, shown.files)
         for split, method in places
-        for name, shown in scorers.shown(context, method, split).items()
+        for name, shown in scoring_models.shown(context, method, split).items()
     }
-    store = context.store("ranking", CODE, context.data / "judges", scorers.PROMPTS)
+    store = context.store("ranking", CODE, context.data / "judges", scoring_models.PROMPTS)
     done = context.fan_out(store, ask_pair, tasks, "ranking")
     found: dict[str, dict[str, Any]] = {split: {} for split in context.params.evaluate.splits}
     for split, method in places:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from lorarar.catalog import Pair, Split
+from lorarar.data.catalog import Pair, Split
 from lorarar.files import atomic, write_json
 from lorarar.report import figures, page, panels, tables, trust
-from lorarar.report.scores import MEANS
-from stages.context import Context, collect
-from stages.evidence import Reader
-from stages.run import run
+from lorarar.scoring.score_table import MEANS
+from stages.shared.context import Context, collect
+from stages.shared.entry_point import run
+from stages.shared.report_inputs import Reader
 
 TIMES = "times.json"
 """What was measured in seconds and megabytes: apart from the metrics, as no two runs agree on it."""

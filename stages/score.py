@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.files import write_json
-from lorarar.report import scores
+from lorarar.scoring import score_table
 from slurm.task import fingerprint
-from stages import scorers
-from stages.context import Context
-from stages.run import run
+from stages.shared import scoring_models
+from stages.shared.context import Context
+from stages.shared.entry_point import run
 
 if TYPE_CHECKING:
     from lorarar.pocket.recogniser import Recogniser
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 CODE = [
     "lorarar/device.py",
     "lorarar/pocket/recogniser.py",
-    "lorarar/report/scores.py",
+    "lorarar/scoring/score_table.py",
     "lorarar/scoring",
     "stages/score.py",
-    "stages/scorers.py",
+    "stages/shared/scoring_models.py",
 ]
 
 
@@ -52,7 +52,7 @@ def judge_pair(
     from lorarar.scoring.dino import dino
     from lorarar.scoring.mars2 import rate
 
-    by = scorers.load(names, quiet=True)
+    by = scoring_models.load(names, quiet=True)
     generated = pictures.read_all(images)
     of_subject, of_style = ([pictures.read(path) for path in paths] for paths in references)
     recognised = recogniser(Path(families)).recognise(generated) if families else [None] * len(generated)
@@ -65,7 +65,7 @@ def judge_pair(
         strict=True,
     )
     rows = [
-        scores.Row(
+        score_table.Row(
             subject=pair[0],
             style=pair[1],
             index=index,
@@ -82,7 +82,7 @@ def judge_pair(
         )
         for index, (rating, recognition, to_style, to_subject, to_prompt) in enumerate(columns)
     ]
-    scores.write(folder / "scores.parquet", rows)
+    score_table.write(folder / "scores.parquet", rows)
     write_json(folder / "models.json", by.models)
 
 
@@ -91,23 +91,23 @@ def main(context: Context) -> None:
     method, split = context.arguments
     judges = context.data / "judges"
     families = judges / "recogniser"
-    shared = {"names": scorers.named(context), "families": str(families) if families.exists() else None}
-    pairs = scorers.shown(context, method, split)
+    shared = {"names": scoring_models.named(context), "families": str(families) if families.exists() else None}
+    pairs = scoring_models.shown(context, method, split)
     tasks = {name: (shared | shown.arguments | {"prompt": shown.prompt}, shown.files) for name, shown in pairs.items()}
-    store = context.store("score", CODE, judges, scorers.PROMPTS)
+    store = context.store("score", CODE, judges, scoring_models.PROMPTS)
     done = context.fan_out(store, judge_pair, tasks, f"score {method} {split}")
     if not tasks:
         reason = f"no images of {method} on {split}: its pictures are not known in {context.base}"
         print(f"score: {reason}")
-        scores.write(context.artifacts / "score" / f"{method}-{split}.parquet", [])
+        score_table.write(context.artifacts / "score" / f"{method}-{split}.parquet", [])
         write_json(context.results / "metrics" / f"{method}-{split}.json", {"n_images": 0, "not_known": reason})
         return
-    rows = [row for folder in done.values() for row in scores.read(folder / "scores.parquet")]
-    scores.write(context.artifacts / "score" / f"{method}-{split}.parquet", rows)
-    figures: dict[str, Any] = scores.summarise(rows, context.seed("score"), context.knobs.score.resamples)
+    rows = [row for folder in done.values() for row in score_table.read(folder / "scores.parquet")]
+    score_table.write(context.artifacts / "score" / f"{method}-{split}.parquet", rows)
+    figures: dict[str, Any] = score_table.summarise(rows, context.seed("score"), context.knobs.score.resamples)
     models = _models(list(done.values()))
     references = sorted({path for shown in pairs.values() for path in shown.files[1:]})
-    figures["provenance"] = scorers.provenance(context, models) | {"references": fingerprint(references)[:12]}
+    figures["provenance"] = scoring_models.provenance(context, models) | {"references": fingerprint(references)[:12]}
     write_json(context.results / "metrics" / f"{method}-{split}.json", figures)
 
 

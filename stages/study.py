@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lorarar import pictures
-from lorarar.controls import CONTROLS
+from lorarar.data.controls import CONTROLS
 from lorarar.errors import UserError
 from lorarar.files import atomic
 from lorarar.merge.registry import METHODS
@@ -21,10 +21,10 @@ from lorarar.study.simulate import panel
 from lorarar.study.storage import Storage
 from lorarar.study.votes import Vote, read_csv
 from slurm.task import fingerprint
-from stages.context import Context, collect, present
-from stages.run import run
+from stages.shared.context import Context, collect, present
+from stages.shared.entry_point import run
 
-CODE = ["lorarar/catalog.py", "lorarar/pocket/recogniser.py", "lorarar/study", "stages/study.py"]
+CODE = ["lorarar/data/catalog.py", "lorarar/pocket/recogniser.py", "lorarar/study", "stages/study.py"]
 VOTES = Path("data/study/votes.csv")
 KINDS = {
     "ratings": "No ratings collected. `lorarar study` collects them, data/study/README.md says how; they belong into "

@@ -5,27 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lorarar.catalog import pair_name
-from slurm.element import asked_to_stop
+from lorarar.data.catalog import pair_name
+from slurm.job import asked_to_stop
 from slurm.task import state
-from stages.context import Context, backbone, collect
-from stages.entries import described, entry
-from stages.run import run
+from stages.shared.bank_members import described, entry
+from stages.shared.context import Context, backbone, collect
+from stages.shared.entry_point import run
 
 CODE = [
-    "lorarar/adapter.py",
-    "lorarar/backbone.py",
-    "lorarar/checkpoint.py",
+    "lorarar/lora/adapter.py",
+    "lorarar/diffusion/backbone.py",
+    "lorarar/training/checkpoint.py",
     "lorarar/device.py",
-    "lorarar/formats",
-    "lorarar/hub.py",
+    "lorarar/lora",
+    "lorarar/diffusion/hub.py",
     "lorarar/merge/columns.py",
     "lorarar/merge/ziplora.py",
-    "lorarar/objective.py",
+    "lorarar/training/objective.py",
     "lorarar/parallel.py",
-    "lorarar/pocket/vae.py",
-    "lorarar/references.py",
-    "stages/entries.py",
+    "lorarar/diffusion/vae.py",
+    "lorarar/training/references.py",
+    "stages/shared/bank_members.py",
     "stages/ziplora.py",
 ]
 
@@ -40,8 +40,9 @@ def fit(
     seed: int,
 ) -> None:
     """Task: fit the coefficients of one pair."""
-    from lorarar.checkpoint import Checkpoint
-    from lorarar.merge import columns, ziplora
+    from lorarar.merge import columns
+    from lorarar.training import ziplora
+    from lorarar.training.checkpoint import Checkpoint
 
     model = backbone(**base)
     members = [entry(model, resolution, **member) for member in (content, style)]

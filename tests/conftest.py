@@ -17,7 +17,7 @@ import pytest
 import torch
 from mirror import Mirror
 
-from lorarar.adapter import Adapter, Factors
+from lorarar.lora.adapter import Adapter, Factors
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -73,7 +73,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path):
     """The tiny base, in float32."""
-    from lorarar.backbone import Backbone
+    from lorarar.diffusion.backbone import Backbone
 
     return Backbone.load(tiny_folder, torch.float32)
 
@@ -87,7 +87,7 @@ def adapters(tiny) -> tuple[Adapter, Adapter]:
 @pytest.fixture(scope="session")
 def references(tiny):
     """Two References for the tiny base: content with three pictures, style with one."""
-    from lorarar.references import References
+    from lorarar.training.references import References
 
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
-from lorarar.formats import write_tensors
+from lorarar.lora.adapter import Adapter, Factors
+from lorarar.lora.container import write_tensors
 
 PATH = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from lorarar import backbone
-from lorarar.adapter import Adapter, Factors
-from lorarar.backbone import Backbone, Conditioning, best_dtype, to_images, to_tensor
 from lorarar.device import gain_of_bfloat16
+from lorarar.diffusion import backbone
+from lorarar.diffusion.backbone import Backbone, Conditioning, best_dtype, to_images, to_tensor
 from lorarar.errors import UserError
+from lorarar.lora.adapter import Adapter, Factors
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from bench.full_size import by_hand, formulas, in_float32, random_adapter
 from bench.training import Setting, contestants
-from lorarar.hypernet import HyperNetwork
+from lorarar.merge.hypernet import HyperNetwork
 from lorarar.merge.registry import METHODS
 
 

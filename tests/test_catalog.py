@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lorarar.catalog import Catalog, pair_name
+from lorarar.data.catalog import Catalog, pair_name
 from lorarar.errors import UserError
 from lorarar.scoring.judges import JudgePrompts, Question
 

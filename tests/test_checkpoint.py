@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorarar.checkpoint import Checkpoint, Interrupted
-from lorarar.dreambooth import train_adapter
 from lorarar.errors import UserError
-from lorarar.merge import joint, ziplora
+from lorarar.training import joint, ziplora
+from lorarar.training.checkpoint import Checkpoint, Interrupted
+from lorarar.training.dreambooth import train_adapter
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 PROMPTS = ["a sks dog", "a sks dog"]

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lorarar
-from lorarar.adapter import Adapter, Factors
 from lorarar.cli import main
 from lorarar.files import sha256
-from lorarar.hypernet import HyperNetwork
+from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge import columns
+from lorarar.merge.hypernet import HyperNetwork
 from lorarar.merge.registry import METHODS
 
 LAYERS = [f"down_blocks.1.attentions.0.transformer_blocks.0.attn1.{p}" for p in ("to_q", "to_k", "to_v", "to_out.0")]
@@ -202,7 +202,7 @@ def test_the_configuration_of_an_input_stays(files, monkeypatch, capsys) -> None
 
 
 def test_away_from_the_repository_a_judge_needs_its_wording(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lorarar.scoring.own.PROMPTS", tmp_path / "prompts.yaml")
+    monkeypatch.setattr("lorarar.scoring.folder.PROMPTS", tmp_path / "prompts.yaml")
     folder = str(tmp_path)
     words = ["score", folder, "--subject-refs", folder, "--style-refs", folder, "--judge", "http://localhost:1/v1"]
     monkeypatch.setattr("sys.argv", ["lorarar", *words])

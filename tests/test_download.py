@@ -13,7 +13,7 @@ import pytest
 import requests
 from mirror import Mirror, Reply, cut, drip, endless, etag, redirect, silent, status, whole
 
-from lorarar.download import Downloader, Manners, Refused
+from lorarar.data.download import Downloader, Manners, Refused
 
 BODY = bytes(range(256)) * 40
 MANNERS = Manners(

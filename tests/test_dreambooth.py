@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lorarar.dreambooth import train_adapter
 from lorarar.errors import UserError
-from lorarar.references import fit
+from lorarar.training.dreambooth import train_adapter
+from lorarar.training.references import fit
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 PROMPTS = ["a sks dog", "a sks dog"]
@@ -61,7 +61,8 @@ def test_trained_adapter_predicts_as_it_did_in_training(tiny):
     """What the hooks of `applied` compute is what peft trained: the next loss agrees."""
     from torch.nn.functional import mse_loss
 
-    from lorarar.references import References, generator
+    from lorarar.randomness import generator
+    from lorarar.training.references import References
 
     losses: list[float] = []
     options = {"rank": 2, "learning_rate": 0.05, "seed": 4}
@@ -82,7 +83,7 @@ def test_gradient_checkpointing_changes_memory_alone(tiny):
 
 
 def test_bfloat16_backbone_trains_float32_factors(tiny_folder):
-    from lorarar.backbone import Backbone
+    from lorarar.diffusion.backbone import Backbone
 
     adapter = train_adapter(Backbone.load(tiny_folder, torch.bfloat16), IMAGES, PROMPTS, rank=2, steps=2)
     assert all(t.dtype == torch.float32 for f in adapter.layers.values() for t in f)

@@ -15,13 +15,14 @@ import pytest
 import torch
 import yaml
 
-from experiments import coefficients, plan, workspace
+from experiments import coefficients, workspace
 from experiments.__main__ import main
+from experiments.experiment import hydra, read
 from lorarar import pictures
-from lorarar.catalog import Catalog
+from lorarar.data.catalog import Catalog
 from lorarar.errors import UserError
 from lorarar.files import write_json
-from lorarar.report import scores
+from lorarar.scoring import score_table
 
 ROOT = Path(__file__).parents[1]
 PRETENDED = """#!{python}
@@ -58,7 +59,12 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         target = root / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    for name in ("data/pocket/base", "data/pocket/judges/critic", "data/pocket/judges/clip", "data/pocket/judges/dino"):
+    for name in (
+        "data/pocket/base",
+        "data/pocket/judges/verification",
+        "data/pocket/judges/clip",
+        "data/pocket/judges/dino",
+    ):
         (root / name).mkdir(parents=True)
     (root / "data/pocket_light").symlink_to("pocket")
     for name in ("lorarar/a.py", "slurm/a.py", "stages/a.py", "dvc.yaml"):
@@ -72,12 +78,12 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (commands / "dvc").write_text(PRETENDED.format(python=sys.executable))
     for outcome in ("good", "fair"):
         rows = [
-            scores.Row("dog8", style, i, True, style in right[outcome], None, None, 0, 0, True, 0.1, 0.2, 0.3)
+            score_table.Row("dog8", style, i, True, style in right[outcome], None, None, 0, 0, True, 0.1, 0.2, 0.3)
             for style in ("glowing", "oil_painting2")
             for i in range(2)
         ]
-        scores.write(commands / f"{outcome}.parquet", rows)
-        write_json(commands / f"{outcome}.json", scores.summarise(rows, 0, 50))
+        score_table.write(commands / f"{outcome}.parquet", rows)
+        write_json(commands / f"{outcome}.json", score_table.summarise(rows, 0, 50))
     (commands / "dvc").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(commands / "python"))  # whose folder is looked in first
     monkeypatch.chdir(root)
@@ -104,7 +110,7 @@ def asked(repository: Path) -> list[list[str]]:
 @pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "experiments").glob("*.yaml"))])
 def test_the_experiments_that_are_there_can_run(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    experiment = plan.read(name)
+    experiment = read(name)
     assert experiment.settings
     chosen = len(experiment.settings) > 1 and not experiment.replicates
     assert not chosen or experiment.splits == ["val"], "settings are compared on validation alone"
@@ -112,7 +118,7 @@ def test_the_experiments_that_are_there_can_run(name, monkeypatch):
 
 def test_all_fifteen_combinations_of_projections(monkeypatch):
     monkeypatch.chdir(ROOT)
-    settings = plan.read("guided").settings
+    settings = read("guided").settings
     assert len({frozenset(setting.changes["hypernet.guided"]) for setting in settings}) == 15
     letters = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
     for setting in settings:
@@ -126,7 +132,7 @@ def test_no_setting_takes_test_subjects_into_training(monkeypatch):
     catalog = Catalog.load()
     held_out = {e.name for e in [*catalog.subjects.values(), *catalog.styles.values()] if e.split == "test"}
     for name in ("bank_size", "bank_diversity"):
-        for setting in plan.read(name).settings:
+        for setting in read(name).settings:
             bank = setting.params["bases"]["pocket"]["bank"]
             listed = [bank[kind] for kind in ("subjects", "styles") if bank[kind] != "all"]
             assert not held_out & {entry for entries in listed for entry in entries}
@@ -134,7 +140,7 @@ def test_no_setting_takes_test_subjects_into_training(monkeypatch):
 
 def test_lists_of_values_make_all_combinations(repository):
     name = ask(repository, settings={"hypernet.steps": [1, 2], "hypernet.guided": [["to_q"], ["to_q", "to_k"]]})
-    experiment = plan.read(name)
+    experiment = read(name)
     labels = ["steps=1, guided=to_q", "steps=1, guided=to_q+to_k", "steps=2, guided=to_q", "steps=2, guided=to_q+to_k"]
     assert [setting.label for setting in experiment.settings] == labels
     last = experiment.settings[-1].params["bases"]["pocket"]["hypernet"]
@@ -146,7 +152,7 @@ def test_lists_of_values_make_all_combinations(repository):
 def test_the_digest_is_of_what_scores_depend_on(repository):
     name = ask(repository)
     digests = [
-        plan.read(name, given).settings[0].digest
+        read(name, given).settings[0].digest
         for given in ({}, {"executor": "inline"}, {"workers": 1}, {"seed": 1}, {"score.resamples": 7})
     ]
     assert digests[0] == digests[1] == digests[2]
@@ -318,14 +324,14 @@ def test_new_concepts_are_merged_by_the_hypernetwork_of_the_papers_division():
 
 
 def test_values_are_written_as_dvc_reads_them():
-    assert plan.hydra(["to_q", "to_out.0"]) == '["to_q","to_out.0"]'
-    assert plan.hydra([1.0, 0.5]) == "[1.0,0.5]"
-    assert plan.hydra(None) == "null"
-    assert plan.hydra("A house") == '"A house"'
+    assert hydra(["to_q", "to_out.0"]) == '["to_q","to_out.0"]'
+    assert hydra([1.0, 0.5]) == "[1.0,0.5]"
+    assert hydra(None) == "null"
+    assert hydra("A house") == '"A house"'
 
 
 def test_a_record_belongs_to_its_parameters_and_base(repository):
-    experiment = plan.read(ask(repository, settings={"seed": [0, 1]}))
+    experiment = read(ask(repository, settings={"seed": [0, 1]}))
     keys = {workspace.key(experiment, setting, "HEAD") for setting in experiment.settings}
     assert len(keys) == 2
 

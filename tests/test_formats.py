@@ -22,9 +22,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
-from lorarar.formats import READERS, WRITERS, bases
+from lorarar.lora import base_models
+from lorarar.lora.adapter import Adapter, Factors
+from lorarar.lora.formats import READERS, WRITERS
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 SDXL = {
@@ -513,22 +514,22 @@ def blank(name: str, part: str = "attentions") -> Adapter:
 
 @pytest.mark.parametrize("name", UNETS)
 def test_the_base_is_told_by_the_layers(name):
-    assert bases.guess(blank(name).layers) == name
+    assert base_models.guess(blank(name).layers) == name
 
 
 def test_parts_of_an_adapter_leave_the_base_open():
     older = "Stable Diffusion 1.5"
-    assert bases.guess(blank("SDXL", "down_blocks.1.attentions.0").layers) == "SDXL or KOALA"
-    assert bases.guess(blank(older, "attn1.to_q").layers) == "Stable Diffusion 1.5 or Stable Diffusion 2"
-    assert bases.guess(blank("SDXL", "time_emb_proj").layers) == "unknown (widths 1280)"
+    assert base_models.guess(blank("SDXL", "down_blocks.1.attentions.0").layers) == "SDXL or KOALA"
+    assert base_models.guess(blank(older, "attn1.to_q").layers) == "Stable Diffusion 1.5 or Stable Diffusion 2"
+    assert base_models.guess(blank("SDXL", "time_emb_proj").layers) == "unknown (widths 1280)"
 
 
 def test_adapters_of_different_bases_are_refused_by_name():
     older, whole = blank("Stable Diffusion 1.5"), blank("SDXL")
     with pytest.raises(UserError) as caught:
-        bases.same(older, whole, names=("a.safetensors", "b.safetensors"))
+        base_models.same(older, whole, names=("a.safetensors", "b.safetensors"))
     assert str(caught.value) == (
         "a.safetensors is for Stable Diffusion 1.5, b.safetensors for SDXL: merge adapters of one base model"
     )
-    bases.same(whole, blank("SDXL", "down_blocks.1.attentions.0"))
-    bases.same(blank(list(UNETS)[-1]), blank(list(UNETS)[-1], "attn1"))
+    base_models.same(whole, blank("SDXL", "down_blocks.1.attentions.0"))
+    base_models.same(blank(list(UNETS)[-1]), blank(list(UNETS)[-1], "attn1"))

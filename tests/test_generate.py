@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lorarar.backbone import Backbone
+from lorarar.diffusion.backbone import Backbone
+from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
-from lorarar.generate import generate
 from lorarar.merge.klora import Schedule
 
 PROMPT = "a sks dog in oil painting style"

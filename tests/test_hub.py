@@ -11,8 +11,8 @@ import pytest
 import torch
 from huggingface_hub import constants, errors
 
-from lorarar import hub
-from lorarar.backbone import Backbone
+from lorarar.diffusion import hub
+from lorarar.diffusion.backbone import Backbone
 from lorarar.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

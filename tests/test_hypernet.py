@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn.functional import linear, relu
 
-from lorarar import hypernet
-from lorarar.adapter import Adapter, Factors
-from lorarar.checkpoint import Checkpoint
 from lorarar.errors import UserError
-from lorarar.hypernet import HyperNetwork
-from lorarar.hypernet_training import Entry, train
+from lorarar.lora.adapter import Adapter, Factors
+from lorarar.merge import hypernet
+from lorarar.merge.hypernet import HyperNetwork
 from lorarar.merge.lorarar import merge as lorarar_merge
+from lorarar.training.checkpoint import Checkpoint
+from lorarar.training.hypernet import Entry, train
 
 
 def make(rank: int, seed: int) -> Adapter:

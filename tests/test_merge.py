@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
-from lorarar.hypernet import HyperNetwork
-from lorarar.merge import columns, linear, lorarar, ziplora
+from lorarar.lora.adapter import Adapter, Factors
+from lorarar.merge import columns, linear, lorarar
+from lorarar.merge.hypernet import HyperNetwork
+from lorarar.training import ziplora
 
 SHAPES = {"a.to_q": (8, 8), "a.to_k": (8, 12), "a.to_out.0": (8, 8)}
 

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
-from lorarar.hypernet import HyperNetwork
-from lorarar.merge import columns, joint, klora, nplora, svd
+from lorarar.lora.adapter import Adapter, Factors
+from lorarar.merge import columns, klora, nplora, svd
+from lorarar.merge.hypernet import HyperNetwork
 from lorarar.merge.klora import Schedule
 from lorarar.merge.registry import METHODS
-from lorarar.references import generator
+from lorarar.randomness import generator
+from lorarar.training import joint
 
 SHAPES = {"q": (8, 8), "k": (8, 12), "out": (10, 6)}
 PEFT = {"dare": "dare_linear", "ties": "ties", "dare_ties": "dare_ties", "magnitude_prune": "magnitude_prune"}
@@ -282,7 +283,6 @@ def test_other_files_are_no_schedules(tmp_path):
 
 
 def test_joint_training_mixes_both_concepts_half_and_half(monkeypatch):
-    import lorarar.dreambooth
 
     asked = []
 
@@ -290,7 +290,7 @@ def test_joint_training_mixes_both_concepts_half_and_half(monkeypatch):
         asked.append((images[:, 0, 0, 0].tolist(), prompts, training))
         return content
 
-    monkeypatch.setattr(lorarar.dreambooth, "train_adapter", record)
+    monkeypatch.setattr(joint, "train_adapter", record)
     images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 4, 4)
     trained = joint.train(None, images[:2], ["a", "b"], images[2:], ["c", "d", "e"], rank=7)
     assert asked == [([0, 1] * 3 + [2, 3, 4] * 2, ["a", "b"] * 3 + ["c", "d", "e"] * 2, {"rank": 7})]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorarar.adapter import Adapter
 from lorarar.errors import UserError
+from lorarar.lora.adapter import Adapter
 from lorarar.merge import columns
-from lorarar.objective import MergingLoss, merging_loss
-from lorarar.references import References, generator
+from lorarar.randomness import generator
+from lorarar.training.objective import MergingLoss, merging_loss
+from lorarar.training.references import References
 
 
 def evaluate(*arguments, **options) -> MergingLoss:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lorarar.adapter import Adapter
+from lorarar.lora.adapter import Adapter
 
 ROOT = Path(__file__).parents[1]
 

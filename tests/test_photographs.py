@@ -17,9 +17,9 @@ import pytest
 from mirror import Mirror, redirect, silent, status, whole
 from PIL import Image
 
-from lorarar.catalog import Catalog
+from lorarar.data.catalog import Catalog
+from lorarar.data.photographs import Measures, Photographs, develop
 from lorarar.errors import UserError
-from lorarar.photographs import Measures, Photographs, develop
 from stages import images
 
 ROOT = Path(__file__).parents[1]

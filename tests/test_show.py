@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorarar import pictures, show
-from lorarar.backbone import Backbone
-from lorarar.catalog import Catalog
+from lorarar import pictures, preview
 from lorarar.cli import main
-from lorarar.generate import generate
+from lorarar.data.catalog import Catalog
+from lorarar.diffusion.backbone import Backbone
+from lorarar.diffusion.sampling import generate
 from lorarar.merge import linear
 
 ROOT = Path(__file__).parents[1]
@@ -48,11 +48,11 @@ def test_pictures_are_those_of_the_merge_with_the_seeds_in_a_row(tiny_folder, fi
 
 def test_examples_are_the_test_entries_and_their_prompt_is_known(monkeypatch):
     monkeypatch.chdir(ROOT)
-    names = {path.stem for path in show.EXAMPLES.glob("*.safetensors")} - {"hypernet"}
+    names = {path.stem for path in preview.EXAMPLES.glob("*.safetensors")} - {"hypernet"}
     catalog = Catalog.load()
     entries = [*catalog.subjects.values(), *catalog.styles.values()]
     assert names == {entry.name for entry in entries if entry.split == "test"}
-    assert show._prompt("dog8", "glowing").endswith("dog in glowing style")
+    assert preview._prompt("dog8", "glowing").endswith("dog in glowing style")
 
 
 def test_examples_make_pictures_beside_the_truth(tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from typing import Any
 
 class _Callable(ModuleType):
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        from lorarar.merge.files import merge
+        from lorarar.merge.api import merge
 
         return merge(*arguments, **options)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorarar import formats
-from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
+from lorarar.lora import container
+from lorarar.lora.adapter import Adapter, Factors
 from lorarar.parallel import each
 
 Coefficients = dict[str, tuple[Tensor, Tensor]]
@@ -103,12 +103,12 @@ def save(path: Path | str, coefficients: Mapping[str, tuple[Tensor, Tensor]], me
         for layer, both in coefficients.items()
         for name, m in zip(("m_c", "m_s"), both, strict=True)
     }
-    formats.write_tensors(path, tensors, metadata)
+    container.write_tensors(path, tensors, metadata)
 
 
 def load(path: Path | str) -> Coefficients:
     """Read what `save` wrote; raises `UserError` if the file is missing, damaged or of another kind."""
-    tensors, _ = formats.read_tensors(path)
+    tensors, _ = container.read_tensors(path)
     layers = sorted({key.rpartition(".")[0] for key in tensors})
     try:
         coefficients = {layer: (tensors.pop(f"{layer}.m_c"), tensors.pop(f"{layer}.m_s")) for layer in layers}

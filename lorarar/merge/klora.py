@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from lorarar import formats
-from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
+from lorarar.lora import container
+from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge import columns
 from lorarar.merge.options import require
 from lorarar.parallel import each
@@ -59,12 +59,12 @@ class Schedule:
             for layer, factors in table.items()
             for side, tensor in zip(Factors._fields, factors, strict=True)
         }
-        formats.write_tensors(path, tensors, self.metadata | {"schedule": json.dumps(self.turns, sort_keys=True)})
+        container.write_tensors(path, tensors, self.metadata | {"schedule": json.dumps(self.turns, sort_keys=True)})
 
     @classmethod
     def load(cls, path: Path | str) -> Schedule:
         """Read what `save` wrote; raises `UserError` if the file is missing, damaged or of another kind."""
-        tensors, metadata = formats.read_tensors(path)
+        tensors, metadata = container.read_tensors(path)
         found: dict[tuple[str, str], dict[str, Factors]] = defaultdict(dict)
         try:
             turns = {layer: tuple(each) for layer, each in json.loads(metadata.pop("schedule")).items()}

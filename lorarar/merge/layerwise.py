@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from lorarar.adapter import Adapter, Factors
+from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge import columns
 
 

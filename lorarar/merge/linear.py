@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from lorarar.adapter import Adapter
+from lorarar.lora.adapter import Adapter
 from lorarar.merge import columns
 from lorarar.merge.options import require_weights
 

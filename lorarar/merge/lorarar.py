@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from lorarar.adapter import Adapter
-from lorarar.hypernet import HyperNetwork
+from lorarar.lora.adapter import Adapter
 from lorarar.merge import columns
+from lorarar.merge.hypernet import HyperNetwork
 from lorarar.merge.options import require_weights
 
 

@@ -6,7 +6,7 @@ from math import inf
 
 import torch
 
-from lorarar.adapter import Adapter, Factors
+from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge import columns
 from lorarar.merge.layerwise import lift
 from lorarar.merge.options import require

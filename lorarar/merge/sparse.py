@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lorarar.adapter import Adapter, Factors
 from lorarar.errors import UserError
+from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge.layerwise import Truncated, lift
 from lorarar.merge.options import require, require_rank, require_weights
 from lorarar.merge.svd import truncate
-from lorarar.references import generator
+from lorarar.randomness import generator
 
 Space = Literal["factors", "delta"]
 Majority = Literal["total", "frequency"]

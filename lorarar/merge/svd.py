@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorarar.adapter import Adapter, Factors
+from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge import columns
 from lorarar.merge.layerwise import Truncated, lift
 from lorarar.merge.options import require_rank, require_weights

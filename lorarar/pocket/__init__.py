@@ -1,0 +1,1 @@
+"""The miniature: a drawn world, its base model and its judges."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorarar.pocket.fit import accelerator, fit, whole_files
-from lorarar.pocket.judges import generators, pair_views, report
-from lorarar.pocket.shards import Columns
-from lorarar.pocket.vocabulary import chat_tokenizer
-from lorarar.pocket.workshop import Workshop
+from lorarar.pocket.train.judge_datasets import Workshop
+from lorarar.pocket.train.judges import generators, pair_views, report
+from lorarar.pocket.train.shards import Columns
+from lorarar.pocket.train.trainer import accelerator, fit, whole_files
+from lorarar.pocket.world.vocabulary import chat_tokenizer
 from lorarar.scoring.judges import JudgePrompts, Kind, Question
 from lorarar.scoring.judges.critic import LlavaCritic
 from lorarar.scoring.judges.verification import KINDS

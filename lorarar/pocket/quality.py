@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorarar.pocket.recogniser import Recogniser
-from lorarar.pocket.world import World
+from lorarar.pocket.world.world import World
 from lorarar.scoring.statistics import wilson
 
 

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.pocket.fit import accelerator, fit
-from lorarar.pocket.judges import generators
-from lorarar.pocket.shards import Columns
-from lorarar.pocket.views import blurred_and_noisy, warped
-from lorarar.pocket.workshop import HEADS, OTHER, UNKNOWN, Workshop
+from lorarar.pocket.train.degradations import blurred_and_noisy, warped
+from lorarar.pocket.train.judge_datasets import HEADS, OTHER, UNKNOWN, Workshop
+from lorarar.pocket.train.judges import generators
+from lorarar.pocket.train.shards import Columns
+from lorarar.pocket.train.trainer import accelerator, fit
 from lorarar.scoring.images import Image, batches
 from lorarar.scoring.judges.verification import Trunk, as_tensor, half, statistics
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorarar.report.scores import ByPair, Row
 from lorarar.report.tables import Provenance, Table, ends, label, ordered, title
 from lorarar.scoring.judges import Kind
+from lorarar.scoring.score_table import ByPair, Row
 from lorarar.scoring.statistics import Interval, bootstrap_mean
 
 MODES = ("right", "subject lost", "style lost", "both lost")

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from lorarar.adapter import Adapter
-from lorarar.hypernet import HyperNetwork
+from lorarar.lora.adapter import Adapter
 from lorarar.merge.columns import Coefficients
+from lorarar.merge.hypernet import HyperNetwork
 from lorarar.report.tables import Figures, Table, interval, title
 
 ROUNDS = 3

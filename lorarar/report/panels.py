@@ -14,8 +14,8 @@ from lorarar.report.claims import Claim
 from lorarar.report.coefficients import Fitted
 from lorarar.report.failures import Bad, Neighbour
 from lorarar.report.page import Block, Cell, Chart, Facts, Gallery, Panel, Shown, Text
-from lorarar.report.scores import ByPair, Row
 from lorarar.report.tables import Figures, Table, ordered, title
+from lorarar.scoring.score_table import ByPair, Row
 from lorarar.scoring.statistics import Interval
 from lorarar.study import report as study
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import isnan
 from statistics import fmean
 
-from lorarar.report.scores import Row
 from lorarar.report.tables import Figures, Provenance, Table, title
+from lorarar.scoring.score_table import Row
 from lorarar.scoring.statistics import rank_agreement, spread
 
 GROUPS = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorarar.controls import CONTROLS
+from lorarar.data.controls import CONTROLS
 from lorarar.merge.registry import METHODS
 from lorarar.scoring.judges import Kind
 from lorarar.scoring.statistics import Interval, bootstrap_mean, paired_difference

@@ -15,8 +15,8 @@ import torch
 
 from lorarar.errors import UserError
 from lorarar.files import fingerprint, sha256
-from lorarar.scoring.checkpoints import hub, reason
 from lorarar.scoring.images import Image, as_pil, batches, mean_cosine
+from lorarar.scoring.weights import hub, reason
 
 
 class Clip:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from lorarar.errors import UserError
-from lorarar.scoring.checkpoints import checkpoint, reason
 from lorarar.scoring.images import Image, as_pil, batches, mean_cosine
+from lorarar.scoring.weights import checkpoint, reason
 
 
 class Dino:

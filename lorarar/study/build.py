@@ -13,7 +13,7 @@ from random import Random
 from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.files import sha256, write_json
-from lorarar.report.scores import Row, by_pair, read
+from lorarar.scoring.score_table import Row, by_pair, read
 from lorarar.study import Scenario
 from lorarar.study.manifest import Item, Manifest, Option
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorarar.controls import CONTROLS
+from lorarar.data.controls import CONTROLS
 from lorarar.files import atomic, write_json
 from lorarar.merge.registry import METHODS
 from lorarar.study.results import correlate, read_metrics, summarise

@@ -123,7 +123,7 @@ import sys
 import time
 from pathlib import Path
 
-from slurm.element import asked_to_stop
+from slurm.job import asked_to_stop
 from slurm.store import Store
 from slurm.resources import Resources
 from slurm.task import Task, TaskError, state

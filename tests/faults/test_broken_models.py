@@ -12,19 +12,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorarar.adapter import Adapter, Factors
-from lorarar.backbone import Backbone
-from lorarar.catalog import Catalog
+from lorarar.data.catalog import Catalog
+from lorarar.diffusion.backbone import Backbone
 from lorarar.errors import UserError
-from lorarar.formats import WRITERS
-from lorarar.hypernet import HyperNetwork
-from lorarar.hypernet_training import Entry, train
-from lorarar.merge import ziplora
-from lorarar.references import References
+from lorarar.lora.adapter import Adapter, Factors
+from lorarar.lora.formats import WRITERS
+from lorarar.merge.hypernet import HyperNetwork
 from lorarar.scoring.judges import Question, Verdict
 from lorarar.scoring.judges.cache import CachedJudge
 from lorarar.scoring.judges.verification import VerificationJudge, Verifier
 from lorarar.scoring.mars2 import rate
+from lorarar.training import ziplora
+from lorarar.training.hypernet import Entry, train
+from lorarar.training.references import References
 from stages import merge
 
 ROOT = Path(__file__).parents[2]

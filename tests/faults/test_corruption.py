@@ -13,12 +13,12 @@ import torch
 import yaml
 from chain import call, content, succeed
 
-from lorarar.checkpoint import Checkpoint
 from lorarar.errors import UserError
+from lorarar.training.checkpoint import Checkpoint
 from slurm.resources import Resources
 from slurm.store import Store
 from slurm.task import Task
-from stages import intact
+from stages.shared import integrity
 
 SEED = 20260102
 RESOURCES = Resources(minutes=1, memory_gb=1, cpus=1, gpus=0, parallel=1, retries=0, tasks_per_job=1)
@@ -53,7 +53,7 @@ SHIPPED = {
     "UNet": ("data/pocket/base/unet/diffusion_pytorch_model.safetensors", "bank"),
     "VAE": ("data/pocket/base/vae/diffusion_pytorch_model.safetensors", "generate direct test"),
     "tokenizer": ("data/pocket/base/tokenizer/tokenizer.json", "generate direct test"),
-    "judge": ("data/pocket/judges/critic/subject.safetensors", "score direct test"),
+    "judge": ("data/pocket/judges/verification/subject.safetensors", "score direct test"),
     "CLIP": ("data/pocket/judges/clip/open_clip_model.safetensors", "score direct test"),
 }
 
@@ -85,7 +85,7 @@ def test_what_is_shipped(finished: Path, kind: str) -> None:
     flip(path, random.Random(f"{SEED} {kind}"))
     target = stage if not arguments else f"{stage}@{'-'.join(arguments)}"
     for run in (
-        ["python", "-m", "stages.check"],
+        ["python", "-m", "stages.shared.preflight"],
         ["python", "-m", f"stages.{stage}", *arguments],
         ["dvc", "repro", target],
     ):
@@ -107,7 +107,7 @@ def world(folder: Path, text: str) -> Path:
     figures.write_text("{}")
     listing = json.dumps([{"md5": hashlib.md5(text.encode()).hexdigest(), "relpath": "dog.bin"}]).encode()
     md5 = hashlib.md5(listing).hexdigest() + ".dir"
-    kept = folder / intact.CACHE / md5[:2] / md5[2:]
+    kept = folder / integrity.CACHE / md5[:2] / md5[2:]
     kept.parent.mkdir(parents=True)
     kept.write_bytes(listing)
     stages = {
@@ -124,17 +124,17 @@ def test_a_stage_by_hand_reads_nothing_that_has_changed(tmp_path: Path, monkeypa
     made = world(tmp_path, "weights")
     monkeypatch.chdir(tmp_path)
     for stage in ("merge", "report", "new"):
-        intact.made(stage)
+        integrity.made(stage)
     flip(made, random.Random(SEED))
     for stage in ("merge", "report", "new"):
         with pytest.raises(UserError, match=r"artifacts/bank/dog\.bin: has changed since DVC made it; run `dvc repro`"):
-            intact.made(stage)
-    intact.made("bank")  # which makes it
+            integrity.made(stage)
+    integrity.made("bank")  # which makes it
     made.write_text("weights")
     (tmp_path / "results/metrics.json").unlink()
-    intact.made("merge")  # which does not read it
+    integrity.made("merge")  # which does not read it
     with pytest.raises(UserError, match=r"results/metrics\.json: is missing since"):
-        intact.made("report")
+        integrity.made("report")
 
 
 def test_a_finished_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,15 +12,15 @@ import torch
 from chain import call, fail, make, succeed
 
 from lorarar import pictures
-from lorarar.checkpoint import Checkpoint
 from lorarar.errors import UserError
 from lorarar.files import write_json
-from lorarar.formats import write_tensors
-from lorarar.report import scores
+from lorarar.lora.container import write_tensors
+from lorarar.scoring import score_table
+from lorarar.training.checkpoint import Checkpoint
 
 NOISE = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
 ROWS = [
-    scores.Row("dog8", "glowing", i, True, True, x, x, 0, 0, True, x, x, x)
+    score_table.Row("dog8", "glowing", i, True, True, x, x, 0, 0, True, x, x, x)
     for i, x in enumerate(np.random.default_rng(0).random(30_000).tolist())
 ]
 
@@ -49,7 +49,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "figures.json": lambda path: write_json(path, ["0123456789"] * 100_000),
     "adapter.safetensors": lambda path: write_tensors(path, {"a": torch.ones(1_000_000)}),
     "picture.png": lambda path: pictures.write(path, NOISE),
-    "scores.parquet": lambda path: scores.write(path, ROWS),
+    "scores.parquet": lambda path: score_table.write(path, ROWS),
     "training.state": save_state,
 }
 

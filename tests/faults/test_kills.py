@@ -14,7 +14,7 @@ import pytest
 from chain import call, content, environment, make, succeed
 
 from slurm.task import RECORD, is_complete
-from stages.check import forget_killed
+from stages.shared.preflight import forget_killed
 
 KILLS, SEED = 25, 20260101
 pytestmark = pytest.mark.timeout(7200)
@@ -26,7 +26,7 @@ def repro(folder: Path) -> subprocess.Popen[bytes]:
     """What `make repro` starts, as the head of a process group of its own."""
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
-            ["sh", "-c", "python -m stages.check && dvc repro"],
+            ["sh", "-c", "python -m stages.shared.preflight && dvc repro"],
             cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 
@@ -103,7 +103,7 @@ def test_what_killed_processes_left_goes_and_the_chain_goes_on(tmp_path: Path) -
     (folder / ".dvc/tmp/rwlock.lock").touch()
     status, output = call(folder, "dvc", "repro", "images")
     assert status != 0 and "rwlock" in output, "DVC alone does not go on"
-    succeed(folder, "python", "-m", "stages.check")
+    succeed(folder, "python", "-m", "stages.shared.preflight")
     succeed(folder, "dvc", "repro", "images")
     assert len(list((folder / "artifacts/pocket/images").rglob("*.png"))) == 16 + 3
     assert leftovers(folder) == []

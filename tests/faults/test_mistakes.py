@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lorarar import pictures
-from lorarar.catalog import Catalog
+from lorarar.data.catalog import Catalog
 from lorarar.errors import UserError
 from stages.images import refuse_twins
-from stages.params import load
+from stages.shared.params import load
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")

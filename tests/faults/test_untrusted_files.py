@@ -19,22 +19,22 @@ import torch
 from mutation import spoilt, spoilt_headers
 
 from lorarar import pictures
-from lorarar.adapter import Adapter, Factors
-from lorarar.backbone import Backbone
-from lorarar.catalog import Catalog
-from lorarar.checkpoint import Checkpoint
+from lorarar.data.catalog import Catalog
+from lorarar.diffusion.backbone import Backbone
 from lorarar.errors import UserError
-from lorarar.formats import bases
-from lorarar.hypernet import HyperNetwork
+from lorarar.lora import base_models
+from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge import columns
+from lorarar.merge.hypernet import HyperNetwork
 from lorarar.merge.klora import Schedule
-from lorarar.report import scores
+from lorarar.scoring import score_table
 from lorarar.scoring.clip import Clip
 from lorarar.scoring.dino import Dino
-from lorarar.scoring.own import read_pictures
+from lorarar.scoring.folder import read_pictures
 from lorarar.study.manifest import Study
 from lorarar.study.votes import COLUMNS, read_csv
-from stages.params import load
+from lorarar.training.checkpoint import Checkpoint
+from stages.shared.params import load
 
 ROOT = Path(__file__).parents[2]
 BASE, JUDGES = ROOT / "data/pocket/base", ROOT / "data/pocket/judges"
@@ -99,7 +99,7 @@ def look_into(path: Path) -> None:
     """What `lorarar inspect` and `lorarar merge` do with a file."""
     adapter = Adapter.load(path)
     adapter.check(str(path))
-    bases.guess(adapter.layers)
+    base_models.guess(adapter.layers)
     for factors in adapter.layers.values():
         _ = factors.norm
 
@@ -240,7 +240,7 @@ READERS: dict[str, tuple[Callable[[Path, Planted], None], str, Callable[[Path], 
     "state of a training": (as_torch, ".state", resume),
     "picture": (as_pickle, ".png", pictures.read),
     "folder of pictures": (as_pickle, ".png", read_pictures),
-    "scores": (as_pickle, ".parquet", scores.read),
+    "scores": (as_pickle, ".parquet", score_table.read),
     "votes": (as_pickle, ".csv", read_csv),
     "study": (as_pickle, ".json", lambda path: Study.load(path.rename(path.with_name("manifest.json")).parent)),
     "params": (as_yaml, ".yaml", lambda path: load(path, Catalog.load(ROOT))),
@@ -358,6 +358,6 @@ def test_votes_and_judges_name_no_file_from_elsewhere(
         read_csv(votes)
     monkeypatch.chdir(ROOT)
     params = tmp_path / "params.yaml"
-    params.write_text(Path("params.yaml").read_text().replace("judge: critic", f"judge: '{name}'"))
+    params.write_text(Path("params.yaml").read_text().replace("judge: verification", f"judge: '{name}'"))
     with pytest.raises(UserError, match=r"params\.yaml:\d+: bases\.pocket\.score\.judge"):
         load(params, Catalog.load())

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from lorarar.adapter import Adapter, Factors
-from lorarar.backbone import Backbone, Conditioning
-from lorarar.dreambooth import train_adapter
-from lorarar.generate import generate
-from lorarar.hypernet import HyperNetwork
-from lorarar.hypernet_training import Entry, train
-from lorarar.merge import ziplora
+from lorarar.diffusion.backbone import Backbone, Conditioning
+from lorarar.diffusion.sampling import generate
+from lorarar.lora.adapter import Adapter, Factors
+from lorarar.merge.hypernet import HyperNetwork
 from lorarar.merge.klora import merge as klora
-from lorarar.references import References, generator
+from lorarar.randomness import generator
+from lorarar.training import ziplora
+from lorarar.training.dreambooth import train_adapter
+from lorarar.training.hypernet import Entry, train
+from lorarar.training.references import References
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and TEST_GPU=1")
 ROOT = Path(__file__).parents[2]

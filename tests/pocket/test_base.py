@@ -8,10 +8,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from lorarar.pocket.base import build_networks, build_tokenizer, build_vae, on_all_cores, save_pipeline
-from lorarar.pocket.fit import Team, fit
-from lorarar.pocket.vae import PackedAutoencoderKL
-from lorarar.pocket.world import World
+from lorarar.diffusion.vae import PackedAutoencoderKL
+from lorarar.pocket.train.base import build_networks, build_tokenizer, build_vae, on_all_cores, save_pipeline
+from lorarar.pocket.train.trainer import Team, fit
+from lorarar.pocket.world.world import World
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,8 +45,8 @@ def test_every_word_is_one_token_and_every_digit(tmp_path):
 
 
 def test_a_pipeline_of_it_loads_and_samples(tmp_path):
-    from lorarar.backbone import Backbone
-    from lorarar.generate import generate
+    from lorarar.diffusion.backbone import Backbone
+    from lorarar.diffusion.sampling import generate
 
     tokenizer = build_tokenizer(World.load(ROOT).vocabulary, tmp_path / "vocabulary")
     torch.manual_seed(0)

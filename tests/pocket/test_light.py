@@ -11,15 +11,15 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 
-from lorarar.backbone import Backbone
-from lorarar.dreambooth import PROJECTIONS
+from lorarar.diffusion.backbone import Backbone
+from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
 from lorarar.files import fingerprint
-from lorarar.generate import generate
-from lorarar.pocket import light
+from lorarar.pocket.train import distilled
+from lorarar.training.dreambooth import PROJECTIONS
 from stages import base
-from stages.context import Context
-from stages.intact import shipped
+from stages.shared.context import Context
+from stages.shared.integrity import shipped
 
 ROOT = Path(__file__).parents[2]
 POCKET, LIGHT = ROOT / "data/pocket", ROOT / "data/pocket_light"
@@ -32,7 +32,7 @@ def teacher() -> Backbone:
 
 
 def test_every_weight_that_is_left_is_the_teachers(teacher: Backbone) -> None:
-    student, weights = light.cut(teacher.unet), teacher.unet.state_dict()
+    student, weights = distilled.cut(teacher.unet), teacher.unet.state_dict()
     kept = student.state_dict()
     assert kept.keys() < weights.keys() and all(torch.equal(kept[key], weights[key]) for key in kept)
     assert student.mid_block is None and not any(key.startswith("mid_block") for key in kept)
@@ -40,13 +40,13 @@ def test_every_weight_that_is_left_is_the_teachers(teacher: Backbone) -> None:
 
 
 def test_a_lora_finds_fewer_projections(teacher: Backbone) -> None:
-    for unet, projections in ((teacher.unet, 56), (light.cut(teacher.unet), 32)):
+    for unet, projections in ((teacher.unet, 56), (distilled.cut(teacher.unet), 32)):
         unet.add_adapter(LoraConfig(r=2, target_modules=list(PROJECTIONS)))
         assert sum(path.endswith("lora_A.default") for path, _ in unet.named_modules()) == projections
 
 
 def test_self_attention_is_what_the_last_pass_put_out(teacher: Backbone) -> None:
-    seen = light.self_attention(teacher.unet)
+    seen = distilled.self_attention(teacher.unet)
     told = teacher.encode_prompts(["a dog", "a cat"])
     with torch.no_grad():
         for pictures in (2, 1):
@@ -57,7 +57,7 @@ def test_self_attention_is_what_the_last_pass_put_out(teacher: Backbone) -> None
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a corpus of a few pictures of noise."""
-    monkeypatch.setattr(light, "HELD", 4)
+    monkeypatch.setattr(distilled, "HELD", 4)
     (tmp_path / "corpus").mkdir()
     pictures = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
     np.save(tmp_path / "corpus" / "0000.npy", pictures)
@@ -69,14 +69,14 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_training_changes_the_student_alone_and_goes_on_where_it_was_cut_off(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    light.train(0, 1, work, POCKET / "base", steps=2, batch=4)
+    distilled.train(0, 1, work, POCKET / "base", steps=2, batch=4)
     whole = load_file(work / "base" / UNET)
     start = load_file(POCKET / "base" / UNET)
     assert all(not torch.equal(whole[key], start[key]) for key in whole if key.endswith("to_q.weight"))
     shipped(POCKET)
 
     (work / "unet.pt").unlink()
-    lesson, asked = light.lesson, []
+    lesson, asked = distilled.lesson, []
 
     def cut_off(*arguments: object) -> object:
         asked.append(arguments)
@@ -84,10 +84,10 @@ def test_training_changes_the_student_alone_and_goes_on_where_it_was_cut_off(
             raise KeyboardInterrupt
         return lesson(*arguments)
 
-    monkeypatch.setattr(light, "lesson", cut_off)
+    monkeypatch.setattr(distilled, "lesson", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        light.train(0, 1, work, POCKET / "base", steps=2, batch=4)
-    light.train(0, 1, work, POCKET / "base", steps=2, batch=4)
+        distilled.train(0, 1, work, POCKET / "base", steps=2, batch=4)
+    distilled.train(0, 1, work, POCKET / "base", steps=2, batch=4)
     assert len(asked) == 4, "the first step is not taken again; the last one asked for is the examination"
     again = load_file(work / "base" / UNET)
     assert all(torch.equal(again[key], whole[key]) for key in whole)
@@ -124,10 +124,10 @@ def test_the_stage_adds_its_unet_to_what_is_shared(
         shipped(context.data)
 
     def make(root: Path, teacher_folder: Path, work: Path, **_: object) -> Path:
-        light.cut(teacher.unet).save_pretrained(work / "base/unet")
+        distilled.cut(teacher.unet).save_pretrained(work / "base/unet")
         return work / "base"
 
-    monkeypatch.setattr(light, "make", make)
+    monkeypatch.setattr(distilled, "make", make)
     base.main(context)
     shipped(context.data)
     assert (context.data / "base/vae/config.json").is_symlink()

@@ -10,7 +10,7 @@ import pytest
 
 from lorarar.pocket import quality
 from lorarar.pocket.quality import Check
-from lorarar.pocket.world import World
+from lorarar.pocket.world.world import World
 
 ROOT = Path(__file__).parents[2]
 PICTURE = np.zeros((64, 64, 3), np.uint8)

@@ -10,9 +10,9 @@ import pytest
 from skimage.color import deltaE_cie76, rgb2lab
 from tokenizers import Tokenizer
 
-from lorarar.catalog import Catalog
-from lorarar.pocket.styles import FAMILIES, SIZE
-from lorarar.pocket.world import LOOK_MARGIN, PALETTE_MARGIN, World
+from lorarar.data.catalog import Catalog
+from lorarar.pocket.world.styles import FAMILIES, SIZE
+from lorarar.pocket.world.world import LOOK_MARGIN, PALETTE_MARGIN, World
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,6 +144,6 @@ def test_captions_name_the_noun_and_the_family(world):
 
 
 def _fills(code: str) -> int:
-    from lorarar.pocket.artwork import load
+    from lorarar.pocket.world.artwork import load
 
     return len(load(code).fills)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from lorarar.hypernet import HyperNetwork
+from lorarar.merge.hypernet import HyperNetwork
 from lorarar.report import claims, coefficients, failures, footprint, trust
-from lorarar.report.scores import Row, by_pair
 from lorarar.report.tables import Provenance
+from lorarar.scoring.score_table import Row, by_pair
 from lorarar.scoring.statistics import Interval
 
 PROVENANCE = Provenance("pocket", 0, "1a", "2b", "3c", "verification")

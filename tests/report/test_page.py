@@ -14,7 +14,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from lorarar.report import claims, coefficients, failures, page, panels, tables, trust
-from lorarar.report.scores import Row, by_pair, summarise
+from lorarar.scoring.score_table import Row, by_pair, summarise
 from lorarar.scoring.statistics import Interval
 
 VOID = {"meta", "link", "img", "source", "br"}

@@ -8,8 +8,8 @@ from math import isnan
 import pytest
 
 from lorarar.report import ranking
-from lorarar.report.scores import Row
 from lorarar.report.tables import Provenance
+from lorarar.scoring.score_table import Row
 
 PROVENANCE = Provenance("pocket", 0, "1a", "2b", "3c", "verification")
 ROW = Row("dog8", "glowing", 0, True, True, 0.9, 0.5, 0, 0, True, 0.5, 0.4, 0.3)

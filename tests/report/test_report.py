@@ -13,8 +13,8 @@ from PIL import Image
 
 from lorarar import pictures
 from lorarar.errors import UserError
-from lorarar.report import figures, scores, tables
-from lorarar.scoring import mars2
+from lorarar.report import figures, tables
+from lorarar.scoring import mars2, score_table
 from lorarar.scoring.statistics import Interval, paired_difference
 
 PROVENANCE = tables.Provenance("pocket", 0, "1a", "2b", "3c", "verification")
@@ -30,12 +30,12 @@ JUDGE = {
 }
 
 
-def rows() -> list[scores.Row]:
+def rows() -> list[score_table.Row]:
     """Two pairs of two images; the second image of the first pair alone is right."""
     right = {("dog8", 1): (True, True), ("dog8", 0): (True, False), ("can", 0): (False, True)}
     others = (0.5, None, 0, 1, True, 0.1, 0.2, 0.3)
     return [
-        scores.Row(subject, "glowing", index, *right.get((subject, index), (False, False)), *others)
+        score_table.Row(subject, "glowing", index, *right.get((subject, index), (False, False)), *others)
         for subject in ("dog8", "can")
         for index in (0, 1)
     ]
@@ -43,29 +43,29 @@ def rows() -> list[scores.Row]:
 
 def test_rows_survive_the_disk_and_a_probability_that_is_not_known_stays_so(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        scores.write(tmp_path / f"{name}.parquet", rows())
-    assert scores.read(tmp_path / "a.parquet") == rows()
-    assert {row.style_prob for row in scores.read(tmp_path / "a.parquet")} == {None}
+        score_table.write(tmp_path / f"{name}.parquet", rows())
+    assert score_table.read(tmp_path / "a.parquet") == rows()
+    assert {row.style_prob for row in score_table.read(tmp_path / "a.parquet")} == {None}
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
 def test_another_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "scores.parquet"
     with pytest.raises(UserError, match=r"scores\.parquet: not a table of scores"):
-        scores.read(path)
+        score_table.read(path)
     path.write_text("subject,style\ndog8,glowing\n")
     with pytest.raises(UserError, match=r"scores\.parquet: not a table of scores"):
-        scores.read(path)
+        score_table.read(path)
     pq.write_table(pa.table({"subject": ["dog8"]}), path)
     with pytest.raises(UserError, match="other columns: subject"):
-        scores.read(path)
-    scores.write(path, [])
+        score_table.read(path)
+    score_table.write(path, [])
     with pytest.raises(UserError, match="no scores in it"):
-        scores.read(path)
+        score_table.read(path)
 
 
 def test_figures_are_those_of_mars2() -> None:
-    found = scores.summarise(rows(), seed=0, resamples=200)
+    found = score_table.summarise(rows(), seed=0, resamples=200)
     right = [[False, True], [False, False]]
     assert found["mars2_average"] == mars2.average(right) == 0.25
     assert found["mars2_best"] == mars2.best(right) == 0.5
@@ -74,17 +74,17 @@ def test_figures_are_those_of_mars2() -> None:
     assert (found["n_images"], found["n_pairs"]) == (4, 2)
     assert found["mars2_average_ci_low"] == 0.0 and found["mars2_average_ci_high"] == 0.5
     assert found["unanswered"] == 4
-    assert found == scores.summarise(rows(), seed=0, resamples=200)
+    assert found == score_table.summarise(rows(), seed=0, resamples=200)
 
 
 def test_a_soft_score_needs_every_probability() -> None:
     known = [replace(row, subject_prob=0.5, style_prob=share) for row, share in zip(rows(), (0, 1, 1, 0), strict=True)]
-    assert scores.summarise(known, seed=0, resamples=50)["mars2_soft"] == 0.25
-    assert "mars2_soft" not in scores.summarise([*known[:3], rows()[3]], seed=0, resamples=50)
+    assert score_table.summarise(known, seed=0, resamples=50)["mars2_soft"] == 0.25
+    assert "mars2_soft" not in score_table.summarise([*known[:3], rows()[3]], seed=0, resamples=50)
 
 
 def metrics() -> dict[str, dict[str, float]]:
-    figure = scores.summarise(rows(), seed=0, resamples=50)
+    figure = score_table.summarise(rows(), seed=0, resamples=50)
     return dict.fromkeys(("truth", "direct", "lorarar", "base_only", "truth_rendered"), figure)
 
 

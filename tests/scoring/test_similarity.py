@@ -23,8 +23,8 @@ from transformers import (
 
 from lorarar.errors import UserError
 from lorarar.files import fingerprint, sha256, write_json
-from lorarar.pocket.judges import clip_config
-from lorarar.pocket.vocabulary import word_tokenizer
+from lorarar.pocket.train.judges import clip_config
+from lorarar.pocket.world.vocabulary import word_tokenizer
 from lorarar.scoring.clip import Clip, clip_i, clip_t
 from lorarar.scoring.dino import Dino, dino
 from lorarar.scoring.images import mean_cosine

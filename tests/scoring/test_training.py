@@ -8,13 +8,21 @@ import torch
 from torch import nn
 
 from lorarar.errors import UserError
-from lorarar.pocket.fit import fit
-from lorarar.pocket.judges import contrast, pair_views, train_verification
 from lorarar.pocket.recogniser import Network, Recogniser
-from lorarar.pocket.shards import shards
-from lorarar.pocket.views import Softened, as_images, blurred_and_noisy, mirrored, mostly, recoloured, warped
-from lorarar.pocket.vocabulary import chat_tokenizer, word_tokenizer
-from lorarar.pocket.workshop import HEADS, OTHER
+from lorarar.pocket.train.degradations import (
+    Softened,
+    as_images,
+    blurred_and_noisy,
+    mirrored,
+    mostly,
+    recoloured,
+    warped,
+)
+from lorarar.pocket.train.judge_datasets import HEADS, OTHER
+from lorarar.pocket.train.judges import contrast, pair_views, train_verification
+from lorarar.pocket.train.shards import shards
+from lorarar.pocket.train.trainer import fit
+from lorarar.pocket.world.vocabulary import chat_tokenizer, word_tokenizer
 from lorarar.scoring.judges.verification import as_tensor, load_verifier
 
 

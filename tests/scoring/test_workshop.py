@@ -8,10 +8,10 @@ import torch
 from diffusers import AutoencoderKL
 
 from lorarar.errors import UserError
-from lorarar.pocket import workshop
-from lorarar.pocket.views import Redrawn, RoundTrip, Softened
-from lorarar.pocket.workshop import HEADS, OTHER, UNKNOWN, Workshop
-from lorarar.pocket.world import KEEPS_COLOR, World
+from lorarar.pocket.train import judge_datasets
+from lorarar.pocket.train.degradations import Redrawn, RoundTrip, Softened
+from lorarar.pocket.train.judge_datasets import HEADS, OTHER, UNKNOWN, Workshop
+from lorarar.pocket.world.world import KEEPS_COLOR, World
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ def world():
 
 @pytest.fixture
 def shop(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(workshop, "SHARD", 20)
+    monkeypatch.setattr(judge_datasets, "SHARD", 20)
     return Workshop(world, ROOT / "data/prompts.yaml", Softened(), tmp_path, seed=3)
 
 

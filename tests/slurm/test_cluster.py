@@ -9,9 +9,9 @@ import pytest
 from fake_slurm import FakeSlurm
 
 from lorarar.errors import UserError
-from slurm import control
+from slurm import monitor
+from slurm.commands import ClusterError
 from slurm.journal import Journal
-from slurm.queue import ClusterError
 from slurm.resources import Resources
 from slurm.store import Store
 from slurm.task import Task, TaskError
@@ -264,7 +264,7 @@ def test_cancel_ends_the_jobs_and_tells_their_driver(fake: FakeSlurm) -> None:
 
     def cancel() -> None:
         if len(fake.waits) == 3:
-            assert control.cancel(Path(".work"), ["texts"]) == 1
+            assert monitor.cancel(Path(".work"), ["texts"]) == 1
             fake.jobs = {}  # as if long ago, so that only our own note is left
 
     fake.on_wait = cancel

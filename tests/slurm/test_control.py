@@ -17,10 +17,10 @@ import yaml
 from fake_slurm import FakeSlurm, Job
 from typer.testing import CliRunner
 
-from slurm import control, driver, element, fanout, plan
+from slurm import dry_run, fanout, job, monitor, pipeline_job
 from slurm.__main__ import app
+from slurm.commands import ClusterError
 from slurm.journal import Journal, slug
-from slurm.queue import ClusterError
 from slurm.resources import Resources
 from slurm.site import Site, without_job
 from slurm.store import Store
@@ -57,7 +57,7 @@ def test_status_counts_done_running_queued_and_failed_tasks_and_says_why_some_wa
         if len(fake.waits) == 2:
             running, waiting = fake.jobs["101_2"], fake.jobs["101_3"]
             running.state, waiting.reason = "RUNNING", "QOSMaxCpuPerUserLimit"
-            element.write_json(running.folder / "2.now", {"key": list(journal_keys())[4], "node": "n1"})
+            job.write_json(running.folder / "2.now", {"key": list(journal_keys())[4], "node": "n1"})
             seen.append(command("status"))
             running.state, waiting.reason = "PENDING", "None"
 
@@ -87,12 +87,12 @@ def test_plan_shows_what_is_to_do_the_script_and_an_estimate(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     store = Store(ROOT, "")
-    plan.show(store, write, tasks(3), SMALL, "slurm", 1, "texts")
+    dry_run.show(store, write, tasks(3), SMALL, "slurm", 1, "texts")
     assert "not known yet" in capsys.readouterr().out
     store.run(write, tasks(3), SMALL, "texts", "inline")
     capsys.readouterr()
     before = sorted(Path(".work").rglob("*"))
-    plan.show(store, write, tasks(15), SMALL, "slurm", 1, "texts")
+    dry_run.show(store, write, tasks(15), SMALL, "slurm", 1, "texts")
     output = capsys.readouterr().out
     assert row(output)[:5] == ["texts", "15", "3", "12", "slurm"]
     assert row(output)[5].startswith("0.0")
@@ -136,20 +136,20 @@ def test_ten_thousand_tasks_are_planned_and_shown_in_seconds_and_little_memory(
         ids = [f"{start}_{index}" for index in range(1000)]
         fake.jobs |= {job: Job(job, array.name, array.folder, 0, reason="Priority") for job in ids}
     begin = time.process_time()
-    plan.show(store, write, tasks(number), SMALL, "slurm", 1, "texts")
+    dry_run.show(store, write, tasks(number), SMALL, "slurm", 1, "texts")
     planning = time.process_time() - begin
     begin = time.process_time()
-    (shown,) = control.progress(Path(".work"))
+    (shown,) = monitor.progress(Path(".work"))
     showing = time.process_time() - begin
     assert (shown.done, shown.queued, shown.missing, shown.reason) == (20, 9980, 0, "Priority")
     assert planning < 5 and showing < 5, (planning, showing)
     assert fake.count("squeue") == 1
     tracemalloc.start()
-    control.progress(Path(".work"))
+    monitor.progress(Path(".work"))
     first = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
     for _ in range(3):
-        control.progress(Path(".work"))
+        monitor.progress(Path(".work"))
     assert tracemalloc.get_traced_memory()[1] < 1.1 * first < 50e6, "flat, however often it is asked"
     tracemalloc.stop()
 
@@ -218,8 +218,8 @@ def test_a_driver_whose_time_is_up_interrupts_and_is_requeued(tmp_path: Path, mo
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "sleeper.py").write_text(SLEEPER.replace("try:", "open('ready', 'w').close()\ntry:"))
     requeued: list[bool] = []
-    monkeypatch.setattr(driver, "requeue", lambda: requeued.append(True))
-    monkeypatch.setattr(element, "_received", [])
+    monkeypatch.setattr(pipeline_job, "requeue", lambda: requeued.append(True))
+    monkeypatch.setattr(job, "_received", [])
     handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
 
     def notify() -> None:
@@ -230,7 +230,7 @@ def test_a_driver_whose_time_is_up_interrupts_and_is_requeued(tmp_path: Path, mo
     threading.Thread(target=notify).start()
     try:
         with pytest.raises(SystemExit):
-            driver.Command(["sleeper"])()
+            pipeline_job.Command(["sleeper"])()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -8,7 +8,7 @@ import pytest
 
 from lorarar.errors import UserError
 from stages.base import write_checksums
-from stages.intact import shipped
+from stages.shared.integrity import shipped
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,10 +13,10 @@ from huggingface_hub import constants
 
 from bench.full_size import BASES, KOALA
 from lorarar.cli import main
-from stages import doctor
-from stages.context import Context
-from stages.costs import costs, gpu_gigabytes
-from stages.doctor import examine
+from stages.shared import doctor
+from stages.shared.context import Context
+from stages.shared.doctor import examine
+from stages.shared.forecast import costs, gpu_gigabytes
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,4 +141,7 @@ def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code
-    assert capsys.readouterr().err == "error: stages/doctor.py: no such file; run this in the root of the repository\n"
+    assert (
+        capsys.readouterr().err
+        == "error: stages/shared/doctor.py: no such file; run this in the root of the repository\n"
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from chain import Change, change, content, fail, make, succeed
 
-from lorarar.report import scores
+from lorarar.scoring import score_table
 
 METHODS = ["ziplora", "lorarar", "klora", "joint", "base_only", "truth", "truth_rendered"]
 pytestmark = pytest.mark.timeout(1200)
@@ -42,7 +42,7 @@ def test_every_output_is_there(finished: Path) -> None:
         assert 0 <= figures["mars2_average"] <= figures["mars2_best"] <= 1
         assert {"clip_i", "dino", "clip_t", "mars2_average_ci_low", "mars2_average_ci_high"} <= figures.keys()
         assert figures["provenance"]["models"][0]["judge"].startswith("verification sha256:")
-        assert len(scores.read(artifacts / f"score/{method}-test.parquet")) == 2
+        assert len(score_table.read(artifacts / f"score/{method}-test.parquet")) == 2
     judge = json.loads((results / "judge.json").read_text())
     assert judge["n"] == 20 and 0 <= judge["subject_balanced_accuracy"] <= 1 and judge["reads_prompts"] is False
     assert 0 <= judge["style_clip_i_auc_ci_low"] <= judge["style_clip_i_auc"] <= judge["style_clip_i_auc_ci_high"] <= 1
@@ -63,7 +63,7 @@ def test_every_output_is_there(finished: Path) -> None:
 
 
 def test_merged_adapters_have_the_sum_of_the_ranks(finished: Path) -> None:
-    from lorarar.adapter import Adapter
+    from lorarar.lora.adapter import Adapter
 
     adapter = Adapter.load(finished / "artifacts/pocket/merge/lorarar/dog8+glowing.safetensors")
     assert set(adapter.ranks.values()) == {4}
@@ -124,7 +124,7 @@ def test_what_was_deleted_or_spoilt_is_made_again_from_finished_work(world: Path
 def test_a_mistake_in_params_is_one_clear_line(world: Path, edit: Change, expected: str) -> None:
     change(world, edit)
     key = expected.removeprefix("params.yaml:1:")
-    fail(world, key, "python", "-m", "stages.check")
+    fail(world, key, "python", "-m", "stages.shared.preflight")
     if "bank" in expected or "subject" in expected:
         fail(world, key, "dvc", "repro")
 

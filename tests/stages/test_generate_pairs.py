@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lorarar import pictures
-from lorarar.pocket.world import World
+from lorarar.pocket.world.world import World
 from stages import generate
 
 

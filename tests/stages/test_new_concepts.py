@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from lorarar import pictures
-from lorarar.catalog import Catalog
-from lorarar.pocket.world import World
+from lorarar.data.catalog import Catalog
+from lorarar.pocket.world.world import World
 from stages import bank, hypernet, images
-from stages.context import Context
-from stages.params import load
+from stages.shared.context import Context
+from stages.shared.params import load
 
 ROOT = Path(__file__).parents[2]
 NEW = {"toaster", "tv", "sofa", "cyberpunk"}

@@ -16,28 +16,14 @@ import torch
 import yaml
 
 from lorarar import pictures
-from lorarar.adapter import Adapter
 from lorarar.errors import UserError
+from lorarar.lora.adapter import Adapter
 from lorarar.pocket.critic import build_critic
-from lorarar.report import scores
+from lorarar.scoring import table
 from lorarar.scoring.judges import JudgePrompts
-from stages import (
-    bank,
-    base,
-    check,
-    generate,
-    hypernet,
-    joint,
-    judge,
-    merge,
-    quality,
-    ranking,
-    report,
-    score,
-    study,
-    ziplora,
-)
-from stages.context import Context, backbone
+from stages import bank, base, generate, hypernet, joint, judge, merge, quality, ranking, report, score, study, ziplora
+from stages.shared import preflight
+from stages.shared.context import Context, backbone
 
 ROOT = Path(__file__).parents[2]
 SUBJECTS, STYLES = ["dog", "vase", "can", "dog8"], ["sticker", "line_drawing", "glowing"]
@@ -115,7 +101,7 @@ def finished(root: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         context = Context.load()
-        for stage in (check, bank, hypernet, ziplora, joint, merge):
+        for stage in (preflight, bank, hypernet, ziplora, joint, merge):
             stage.main(context)
         judge.main(context)
         for method in METHODS:
@@ -136,7 +122,7 @@ def test_every_stage_of_the_chain_runs_on_a_base_that_is_only_named(finished: Pa
     assert set(merged.ranks.values()) == {4}
     image = pictures.read(artifacts / "generate/lorarar/test/dog8+glowing/01.png")
     assert image.shape == (16, 16, 3) and image.std() > 0
-    rows = scores.read(artifacts / "score/lorarar-test.parquet")
+    rows = table.read(artifacts / "score/lorarar-test.parquet")
     assert len(rows) == 4 and {row.family_yes for row in rows} == {None}
     figures = json.loads((finished / "results/sdxl/metrics/lorarar-test.json").read_text())
     assert figures["n_pairs"] == 2 and "family" not in figures

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lorarar.catalog import Catalog
+from lorarar.data.catalog import Catalog
 from lorarar.errors import UserError
-from stages.params import load
+from stages.shared.params import load
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("splits: [test]", "splits: [val, test]")
@@ -61,8 +61,8 @@ def test_names_can_be_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("judge: critic", "judge: http://localhost:8000/v1"),
-        ("judge: critic", "judge: FuryMartin/llava-critic-7b-hf"),
+        ("judge: verification", "judge: http://localhost:8000/v1"),
+        ("judge: verification", "judge: FuryMartin/llava-critic-7b-hf"),
         ("clip: clip", "clip: ViT-B-32:openai"),
         ("dino: dino", "dino: facebook/dino-vits16"),
     ],
@@ -97,8 +97,12 @@ def test_models_that_score_may_come_from_elsewhere(tmp_path: Path, old: str, new
         ),
         (RANK, "rank: many ", "bases.pocket.bank.rank: should be a valid integer"),
         ("guided: [to_q,", "guided: [to_p,", "bases.pocket.hypernet.guided.0: should be 'to_q', 'to_k'"),
-        ("judge: critic", "judge: critc", "bases.pocket.score.judge: no judge is called 'critc'; did you mean critic?"),
-        ("clip: clip", "clip: ViT-B-32", "known: clip, critic, dino, recogniser, or give NAME:TAG of open_clip"),
+        (
+            "judge: verification",
+            "judge: verificaton",
+            "bases.pocket.score.judge: no judge is called 'verificaton'; did you mean verification?",
+        ),
+        ("clip: clip", "clip: ViT-B-32", "known: clip, dino, recogniser, verification, or give NAME:TAG of open_clip"),
         ("dino: dino", "dino: 16", "bases.pocket.score.dino: should be a valid string, not 16"),
         ("judge_options: {}", "judge_options: none", "bases.pocket.score.judge_options: should be a valid dictionary"),
         ("workers: auto", "workers: -1", "workers: should be greater than 0, not -1"),

@@ -15,7 +15,7 @@ from lorarar import pictures
 from lorarar.scoring.judges import JUDGES, JudgePrompts, Question, Verdict
 from slurm.local import inline
 from stages import ranking
-from stages.context import Context
+from stages.shared.context import Context
 
 ROOT = Path(__file__).parents[2]
 WHITE, BLACK = (np.full((64, 64, 3), value, np.uint8) for value in (255, 0))

@@ -13,11 +13,12 @@ import yaml
 
 from lorarar import pictures
 from lorarar.errors import UserError
-from lorarar.report import scores
+from lorarar.scoring import score_table
 from lorarar.scoring.judges.verification import VerificationJudge
 from slurm.local import inline
-from stages import score, scorers
-from stages.context import Context
+from stages import score
+from stages.shared import scoring_models
+from stages.shared.context import Context
 
 ROOT = Path(__file__).parents[2]
 PAIRS = ("dog8+glowing", "can+glowing")
@@ -82,7 +83,7 @@ def test_two_runs_make_the_same_bytes_and_say_what_made_them(place: Callable[[st
     assert judge["judge"].startswith("verification sha256:")
     assert clip["checkpoint"].startswith("sha256:") and dino["preprocessing"]["size"]["height"] == 64
     assert figures["provenance"]["seed"] == 0 and figures["provenance"]["resamples"] == 2000
-    assert [row.index for row in scores.read("artifacts/pocket/score/direct-test.parquet")] == [0, 1, 0, 1]
+    assert [row.index for row in score_table.read("artifacts/pocket/score/direct-test.parquet")] == [0, 1, 0, 1]
 
 
 def test_the_judge_is_asked_only_what_is_new(place: Callable[[str], Path], asked: list[object]) -> None:
@@ -101,11 +102,11 @@ def test_the_judge_is_asked_only_what_is_new(place: Callable[[str], Path], asked
 
 def test_models_are_shipped_folders_or_come_from_elsewhere(place: Callable[[str], Path]) -> None:
     root = place("here")
-    assert scorers.named(Context.load())["judge"] == "data/pocket/judges/critic"
+    assert scoring_models.named(Context.load())["judge"] == "data/pocket/judges/verification"
     params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     params["bases"]["pocket"]["score"] |= {"judge": "http://localhost:9/v1", "judge_options": {"model": "critic"}}
     (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    names = scorers.named(Context.load())
+    names = scoring_models.named(Context.load())
     assert (names["judge"], names["clip"]) == ("http://localhost:9/v1", "data/pocket/judges/clip")
     assert names["options"] == {"model": "critic"}
 
@@ -124,6 +125,6 @@ def test_a_table_is_of_one_set_of_models(place: Callable[[str], Path], monkeypat
     # A server may swap its weights behind one address: same settings, another judge. One pair is scored by that.
     shutil.rmtree(next((root / ".work/pocket/score").glob("[0-9a-f]*")))
     monkeypatch.setattr(VerificationJudge, "identity", "another")
-    monkeypatch.setattr(scorers, "_loaded", scorers._loaded.__wrapped__)
+    monkeypatch.setattr(scoring_models, "_loaded", scoring_models._loaded.__wrapped__)
     with pytest.raises(UserError, match="scored by different models; delete the folder"):
         run()

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lorarar.catalog import Catalog
+from lorarar.data.catalog import Catalog
 from lorarar.errors import UserError
-from lorarar.report import scores
+from lorarar.scoring import score_table
 from lorarar.study.votes import Vote, write_csv
 from stages import study
-from stages.context import Context
-from stages.params import load
+from stages.shared.context import Context
+from stages.shared.params import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     """A repository with scores of two methods and no panel: none of study.methods is evaluated."""
     for name in ("data/study", "lorarar/study", "stages"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("data/paper_results.yaml", "lorarar/catalog.py", "lorarar/pocket/recogniser.py"):
+    for name in ("data/paper_results.yaml", "lorarar/data/catalog.py", "lorarar/pocket/recogniser.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.chdir(ROOT)  # where params.yaml finds the shipped models
@@ -32,10 +32,12 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     monkeypatch.chdir(tmp_path)
     for method in ("direct", "ziplora"):
         rows = [
-            scores.Row(subject, "glowing", 0, method == "direct", True, 0.5, 0.5, 0, 0, True, 0.1 * place, 0.2, 0.3)
+            score_table.Row(
+                subject, "glowing", 0, method == "direct", True, 0.5, 0.5, 0, 0, True, 0.1 * place, 0.2, 0.3
+            )
             for place, subject in enumerate(("can", "dog8", "cat2"))
         ]
-        scores.write(tmp_path / "artifacts/pocket/score" / f"{method}-test.parquet", rows)
+        score_table.write(tmp_path / "artifacts/pocket/score" / f"{method}-test.parquet", rows)
     evaluate = params.evaluate.model_copy(update={"methods": ["truth"]})
     return Context(params.model_copy(update={"evaluate": evaluate}), catalog)
 

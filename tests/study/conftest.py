@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lorarar import pictures
-from lorarar.report import scores
+from lorarar.scoring import score_table
 from lorarar.study.build import Sources, build
 from lorarar.study.manifest import Study
 from lorarar.study.storage import Storage
@@ -40,8 +40,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
                     draw(root / "images" / method / "test" / f"{subject}+{style}" / f"{index:02}.png")
                     right = accepted(method, subject, index)
                     values = tuple(float(value) for value in random.random(3))
-                    rows.append(scores.Row(subject, style, index, right, right, 0.5, 0.5, 0, 0, True, *values))
-        scores.write(root / "scores" / f"{method}-test.parquet", rows)
+                    rows.append(score_table.Row(subject, style, index, right, right, 0.5, 0.5, 0, 0, True, *values))
+        score_table.write(root / "scores" / f"{method}-test.parquet", rows)
     return Sources(root / "images", root / "scores", root / "references", "test")
 
 

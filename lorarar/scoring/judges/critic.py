@@ -16,9 +16,9 @@ import torch
 from pydantic import PositiveInt
 
 from lorarar.errors import UserError
-from lorarar.scoring.checkpoints import checkpoint, reason
 from lorarar.scoring.images import as_pil, batches
 from lorarar.scoring.judges import JudgePrompts, Question, Verdict, conversation, read_answer
+from lorarar.scoring.weights import checkpoint, reason
 
 
 class LlavaCritic:

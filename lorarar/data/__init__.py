@@ -1,0 +1,1 @@
+"""Subjects, styles, splits, prompts, controls and photographs."""

@@ -1,0 +1,119 @@
+"""The safetensors container: tensors and metadata in, the same out, whole or not at all.
+
+The library's own writer takes only what is all in memory, and orders metadata differently in each process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorarar.errors import UserError
+from lorarar.files import atomic
+from lorarar.lora.factors import finite
+
+BURST = 1 << 25
+"""Bytes that are sent to the disk together while more are computed."""
+
+# What safetensors calls the dtypes of factors.
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+}
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, with failures told in the user's terms.
+
+    The tensors are views of the file's pages, read when first touched; writing to them leaves the file alone.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names = file.keys()  # not a mapping: it cannot be iterated over itself
+            return {key: file.get_tensor(key) for key in names}, file.metadata() or {}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the path of a .safetensors file") from None
+    except (SafetensorError, OSError) as error:
+        if _is_pickle(path):
+            raise UserError(
+                f"{path}: a pickle, which can run code when opened, so it is not read; convert it to safetensors first"
+            ) from None
+        raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or make it again") from None
+
+
+def write_tensors(
+    path: Path | str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    stream: Iterable[tuple[str, Tensor]] | None = None,
+) -> None:
+    """Write a safetensors file whole or not at all; equal inputs make equal bytes.
+
+    The library itself writes only what is all in memory, and metadata in a new order in each process.
+
+    Parameters
+    ----------
+    stream
+        Gives the tensors with their keys, in any order, where `tensors` has no more than their dtypes and shapes.
+
+    Raises
+    ------
+    UserError
+        A tensor holds NaN or infinity, or is of a dtype that files of LoRAs have not, or the disk is full.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted((metadata or {}).items()))}
+    places, end = {}, 0
+    for key, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        if tensor.dtype not in _DTYPES:
+            raise UserError(f"{path}: {key} is of {tensor.dtype}, which is not written; give another dtype")
+        places[key], end = end, end + tensor.nbytes
+        header[key] = {"dtype": _DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [places[key], end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that numbers are aligned
+    with atomic(path) as temporary, open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as beside:
+        on_disk, unsaved = Future[None](), 0
+        on_disk.set_result(None)
+
+        def put(place: int, data: memoryview) -> None:
+            file.seek(place)
+            while data:  # the system may take it in parts, the last before a full disk too
+                data = data[file.write(data) :]
+
+        put(0, memoryview(struct.pack("<Q", len(text)) + text))
+        for key, tensor in tensors.items() if stream is None else stream:
+            tensor = tensor.detach().to("cpu", tensors[key].dtype).contiguous()
+            if not finite(tensor):
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise UserError(f"{path}: {key} would hold NaN or infinity in {kind}; nothing is written")
+            put(8 + len(text) + places[key], tensor.flatten().view(torch.uint8).numpy().data)
+            unsaved += tensor.nbytes
+            if unsaved > BURST and on_disk.done():  # the disk need not wait for the last of them
+                on_disk.result()  # raises what the disk said
+                on_disk, unsaved = beside.submit(os.fsync, file.fileno()), 0
+        on_disk.result()
+
+
+def _is_pickle(path: Path | str) -> bool:
+    """Whether a file that is not safetensors begins as torch.save's do: a zip archive, or pickle's protocol mark."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    return start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[8:] != b"{")  # { : damaged safetensors

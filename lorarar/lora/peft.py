@@ -1,0 +1,140 @@
+"""peft's LoRA keys, `base_model.model.<path>.lora_A.weight`, and its configuration, which holds alpha.
+
+A peft file is of one model, here the UNet. Layers of text encoders go as `text_encoder.<path>` with alpha = rank, which
+peft passes over.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from statistics import mode
+from typing import TYPE_CHECKING, Any
+
+from lorarar.errors import UserError
+from lorarar.lora.factors import Layers, gather
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIGURATION = "adapter_config.json"
+FOLDED: frozenset[str] = frozenset()
+PREFIXES = ("base_model.model.",)
+
+_KEY = re.compile(r"base_model\.model\.(?:unet\.)?(?P<path>.+?)\.lora_(?P<matrix>A|B)(?:\.default)?\.weight")
+# These begin with parts of the base's weights and take them out of the base.
+_CHANGES_BASE = ("pissa", "olora", "corda")
+_log = logging.getLogger(__name__)
+
+
+def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Layers:
+    """Layer -> (down, up), scaled as `adapter_config.json` beside the file `source` says."""
+    beside = Path(source).with_name(CONFIGURATION)
+    configuration: dict[str, Any] = {}
+    try:
+        configuration = json_object(beside.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        _log.warning("%s: no %s beside it, so alpha is taken to be the rank", source, CONFIGURATION)
+    except (ValueError, OSError):
+        raise UserError(f"{beside}: not a JSON object, so alpha is unknown; fetch or make it again") from None
+
+    def scale_of(layer: str, rank: int) -> float:
+        component, _, path = layer.partition(".")
+        return scale(configuration, path, rank, source) if component == "unet" else 1.0
+
+    return gather(tensors, _locate, scale_of, source)
+
+
+def keys(layers: Layers) -> dict[str, Tensor]:
+    """The tensors of an `adapter_model.safetensors` that `PeftModel.from_pretrained` reads."""
+    return {
+        f"base_model.model.{layer.removeprefix('unet.')}.lora_{matrix}.weight": tensor
+        for layer, factors in layers.items()
+        for matrix, tensor in zip("AB", factors, strict=True)
+    }
+
+
+def adapter_config(layers: Layers) -> dict[str, Any]:
+    """The content of `adapter_config.json`; raises `UserError` if there is no layer of the UNet."""
+    unet = {layer.removeprefix("unet."): factors for layer, factors in layers.items() if layer.startswith("unet.")}
+    if not unet:
+        raise UserError("a peft file is of the UNet, of which this adapter has no layer; save in another format")
+    return {"peft_type": "LORA", **configuration(unet)}
+
+
+def configuration(layers: Layers) -> dict[str, Any]:
+    """What `LoraConfig` needs for layers, here by their paths in one model, whose alpha is their rank."""
+    ranks = {path: down.shape[0] for path, (down, _) in sorted(layers.items())}
+    usual = mode(sorted(ranks.values()))
+    others = {path: rank for path, rank in ranks.items() if rank != usual}
+    return {
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": list(ranks),
+    }
+
+
+def scale(configuration: Mapping[str, Any], path: str, rank: int, source: str) -> float:
+    """The number by which peft multiplies up @ down of the layer at `path`; 1 if the configuration is empty.
+
+    Raises
+    ------
+    UserError
+        The configuration is of other factors, or of a method that changes the base's weights too.
+    """
+    begins = str(configuration.get("init_lora_weights")).lower()
+    if begins.startswith(_CHANGES_BASE):
+        raise UserError(f"{source}: its {begins} also changed the base's weights; convert it to a plain LoRA first")
+    try:
+        expected = _chosen(configuration.get("rank_pattern"), path, configuration.get("r", rank))
+        alpha = float(_chosen(configuration.get("alpha_pattern"), path, configuration.get("lora_alpha", rank)))
+    except (AttributeError, TypeError, ValueError, OverflowError, re.error) as error:
+        raise UserError(
+            f"{source}: its configuration tells no alpha of layer {path} ({error}); "
+            "give the file the configuration it was saved with"
+        ) from None
+    if expected != rank:
+        raise UserError(
+            f"{source}: layer {path} has rank {rank} but its configuration says {expected}; "
+            "give the file the configuration it was saved with"
+        )
+    return alpha / (rank**0.5 if configuration.get("use_rslora") else rank)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The object that a text from a stranger is; raises `ValueError` if it is none."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _chosen(pattern: Mapping[str, Any] | None, path: str, otherwise: Any) -> Any:
+    """peft's rule: the value of the first key that, as a regular expression, is the path or its end after a dot."""
+    return next((value for key, value in (pattern or {}).items() if _ending(key).fullmatch(path)), otherwise)
+
+
+@lru_cache(maxsize=4096)  # re's own cache is smaller than the patterns of one file can be
+def _ending(key: str) -> re.Pattern[str]:
+    # It comes with the file: with few repetitions, and none of a group, it cannot take for ever.
+    if len(key) > 300 or sum(map(key.count, "*+?{")) > 3 or re.search(r"\)[*+?{]", key):
+        raise ValueError(f"{key!r} is no simple pattern")
+    return re.compile(rf"(?:.*\.)?(?:{key})")
+
+
+def _locate(key: str) -> tuple[str, str] | None:
+    match = _KEY.fullmatch(key)
+    if not match:
+        return None
+    path = match["path"]
+    layer = path if path.startswith(("text_encoder.", "text_encoder_2.")) else f"unet.{path}"
+    return layer, {"A": "down", "B": "up"}[match["matrix"]]

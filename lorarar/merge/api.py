@@ -1,0 +1,171 @@
+"""From two LoRA files to one: what the command `lorarar merge` and the function `lorarar.merge` do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorarar import __version__
+from lorarar.errors import UserError
+from lorarar.files import refuse_existing, sha256
+from lorarar.lora import base_models, formats
+from lorarar.lora.adapter import Adapter
+from lorarar.merge.hypernet import HyperNetwork
+from lorarar.merge.klora import Schedule
+from lorarar.merge.registry import METHODS, Method
+from lorarar.parallel import one_thread
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def merge(
+    content: Adapter | Path | str,
+    style: Adapter | Path | str,
+    method: str = "lorarar",
+    *,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> Adapter | Schedule:
+    """Merge a content and a style LoRA.
+
+    Parameters
+    ----------
+    content, style
+        Adapters or their files, in any format, of one base model.
+    method
+        A name of `lorarar methods`.
+    dtype
+        Of the result.
+    options
+        Of the method. `hypernet` may be a `HyperNetwork` or its file.
+
+    Returns
+    -------
+    Adapter
+        Or, for a method that changes with the denoising step, a `Schedule`.
+
+    Raises
+    ------
+    UserError
+        A file is damaged, the two are of different bases, or the method or one of its options is unknown.
+
+    Examples
+    --------
+    >>> lorarar.merge("cat.safetensors", "watercolor.safetensors", method="direct").save("both.safetensors")
+    """
+    row = _method(method, options)
+    return row.merge(*_read(content, style), **options, dtype=dtype)
+
+
+def merge_files(
+    content: Path,
+    style: Path,
+    out: Path,
+    *,
+    method: str = "lorarar",
+    format: str = "diffusers",
+    dtype: str | None = None,
+    force: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Merge two files into a third, which tells how it was made in its metadata.
+
+    Parameters
+    ----------
+    format
+        A key of `formats.WRITERS`.
+    dtype
+        A key of `DTYPES`; None is that of the content's file.
+    options
+        Of the method, as of `merge`.
+
+    Returns
+    -------
+    list of str
+        What the user should know beside success: layers carried over, the error of an approximation.
+
+    Raises
+    ------
+    UserError
+        As `merge`, or `out` exists and `force` is not given. Nothing is written then.
+    """
+    for path in (out, *formats.beside(out, format)):
+        refuse_existing(path, force, content, style)
+    given = dict(options or {})
+    recorded = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    row = _method(method, given)
+    if row.schedule and format != "diffusers":
+        raise UserError(f"method {method}: its result is no LoRA but a schedule of two, in no format; leave it out")
+    with ThreadPoolExecutor(2) as beside:
+        checksums = [beside.submit(sha256, path) for path in (content, style)]  # while all else goes on
+        adapters = _read(content, style, check=not row.lazy)
+        named = list(zip((content, style), adapters, strict=True))
+        read = [file for path, adapter in named for file in formats.beside(path, adapter.format)]
+        for path in formats.beside(out, format):
+            refuse_existing(path, True, *read)
+        first = next(iter((adapters[0].layers | adapters[0].rest).values()))
+        lazy = {"lazy": True} if row.lazy else {}
+        merged = row.merge(*adapters, **given, **lazy, dtype=DTYPES[dtype] if dtype else first.down.dtype)
+    sources = [{"file": path.name, "sha256": c.result()} for path, c in zip((content, style), checksums, strict=True)]
+    merged.metadata |= {
+        "lorarar.method": method,
+        "lorarar.options": json.dumps(recorded, sort_keys=True),
+        "lorarar.sources": json.dumps(dict(zip(("content", "style"), sources, strict=True)), sort_keys=True),
+        "lorarar.base": base_models.guess(adapters[0].layers | adapters[1].layers),
+        "lorarar.version": __version__,
+    }
+    if isinstance(merged, Schedule):
+        merged.save(out)
+        return ["K-LoRA's result is a schedule, not one LoRA: this file is for `lorarar`, not for other tools"]
+    ranks = {factors.rank for factors in (merged.layers | merged.rest).values()}
+    merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(ranks)))
+    try:
+        with one_thread():
+            merged.save(out, format=format)
+    except UserError:  # of NaN in what was written: was it in what was read?
+        for path, adapter in named:
+            adapter.check(str(path))
+        raise
+    notes = []
+    if merged.rest:
+        of = "text encoders or convolutions (summed where both files have them)"
+        notes.append(f"carried over unmerged: {len(merged.rest)} layers of {of}")
+    if "relative_error" in merged.metadata:
+        notes.append(f"relative error of the approximation: {float(merged.metadata['relative_error']):.3g}")
+    return notes
+
+
+def _read(*given: Adapter | Path | str, check: bool = True) -> list[Adapter]:
+    """The adapters, read if need be, and found to be sound and of one base."""
+    names = ["an adapter" if isinstance(one, Adapter) else str(one) for one in given]
+    adapters = [one if isinstance(one, Adapter) else Adapter.load(one) for one in given]
+    if check:
+        with one_thread():
+            for adapter, name in zip(adapters, names, strict=True):
+                adapter.check(name)
+    base_models.same(*adapters, names=names)
+    return adapters
+
+
+def _method(name: str, options: dict[str, Any]) -> Method:
+    """The row of the table, if it has these options; a hypernetwork's file becomes the network."""
+    if name not in METHODS:
+        raise UserError(f"method {name}: unknown; choose one of {', '.join(METHODS)}")
+    method = METHODS[name]
+    if method.needs == "base+images":
+        raise UserError(f"method {name}: is fitted to a base model and images; run it with `dvc repro`")
+    if method.needs == "hypernet" and "hypernet" not in options:
+        raise UserError(f"method {name}: needs a trained hypernetwork; give --hypernet FILE, or --method direct")
+    for key in options:
+        if key not in method.options and (key, method.needs) != ("hypernet", "hypernet"):
+            raise UserError(f"method {name}: has no option {key}; it has {', '.join(method.options) or 'none'}")
+    if isinstance(hypernet := options.get("hypernet"), str | Path):
+        options["hypernet"] = HyperNetwork.load(hypernet)
+    elif "hypernet" in options and not isinstance(hypernet, HyperNetwork):
+        raise UserError(f"hypernet {hypernet}: give the file of a trained hypernetwork")
+    return method

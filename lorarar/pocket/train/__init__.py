@@ -1,0 +1,1 @@
+"""Training of the miniature's base, recogniser and judges, which are shipped."""

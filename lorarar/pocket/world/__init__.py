@@ -1,0 +1,1 @@
+"""The drawn world: artwork, styles, vocabulary and the pictures made of them."""

@@ -1,0 +1,145 @@
+"""Merging two LoRAs and looking at what comes out: what the command `lorarar generate` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorarar import pictures
+from lorarar.data.catalog import Catalog
+from lorarar.diffusion.backbone import Backbone
+from lorarar.diffusion.sampling import generate
+from lorarar.errors import UserError
+from lorarar.lora.adapter import Adapter
+from lorarar.merge.api import merge
+from lorarar.merge.klora import Schedule
+from lorarar.merge.registry import METHODS
+from lorarar.pictures import Picture
+
+EXAMPLES = Path("examples/pocket")
+"""LoRAs of pocket's test subjects and styles, which no hypernetwork has seen, and a hypernetwork."""
+POCKET = Path("data/pocket/base")
+CLONE = "what the repository ships is not in the package; run this in a clone of it"
+GUIDANCE = {True: 1.5, False: 7.5}
+"""Of pocket, and of others."""
+
+
+def show(
+    content: str,
+    style: str,
+    out: Path,
+    *,
+    methods: Sequence[str] = ("lorarar",),
+    base: Path = POCKET,
+    hypernet: Path | None = None,
+    prompt: str | None = None,
+    number: int = 4,
+    seed: int = 0,
+    steps: int = 25,
+    guidance: float | None = None,
+    force: bool = False,
+) -> list[str]:
+    """Merge by each method, and write its pictures as `<out>/<method>/00.png` and so on, and all as one overview.
+
+    Parameters
+    ----------
+    content, style
+        Files, or names of `EXAMPLES`.
+    base
+        Folder of the base model that the LoRAs were made for.
+    hypernet
+        Of the method lorarar; that of the examples is for pocket alone.
+    prompt
+        Of examples it is known; of files it is what they were trained on, subject and style together.
+    seed
+        Of the first picture; the others have the numbers that follow.
+
+    Returns
+    -------
+    list of str
+        For each method how long merging and sampling took, and the prompt.
+
+    Raises
+    ------
+    UserError
+        A name or file is unknown, or they are not of this base; nothing is written then.
+    """
+    from tqdm import tqdm
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder for the pictures")
+    if out.exists() and any(out.iterdir()) and not force:
+        raise UserError(f"{out}: exists; give another folder, or --force to replace pictures in it")
+    files = [_find(name) for name in (content, style)]
+    if base == POCKET and not base.is_dir():
+        raise UserError(f"{base}: no such folder; {CLONE}, or give --base")
+    prompt = prompt or _prompt(content, style)
+    example = EXAMPLES / "hypernet.safetensors"
+    if "lorarar" in methods and hypernet is None:
+        if base != POCKET:
+            raise UserError("method lorarar: needs a hypernetwork for this base; give --hypernet, or --method direct")
+        hypernet = example
+    merged: dict[str, tuple[Adapter | Schedule, float]] = {}
+    for method in methods:
+        begun = time.monotonic()
+        options: dict[str, Any] = {"hypernet": hypernet} if method == "lorarar" else {}
+        merged[method] = merge(files[0], files[1], method, **options), time.monotonic() - begun
+    backbone = Backbone.load(base)
+    rows, notes, weight = [], [], GUIDANCE[base == POCKET] if guidance is None else guidance
+    with tqdm(total=len(merged) * number, unit="picture") as bar:
+        for method, (adapter, seconds) in merged.items():
+            begun, made = time.monotonic(), list[Picture]()
+            bar.set_description(METHODS[method].title)
+            for start in range(0, number, 4):
+                seeds = [seed + index for index in range(start, min(start + 4, number))]
+                made += generate(backbone, adapter, prompt, seeds=seeds, steps=steps, guidance=weight)
+                bar.update(len(seeds))
+            for index, picture in enumerate(made):
+                pictures.write(out / method / f"{index:02}.png", picture)
+            rows.append((METHODS[method].title, made))
+            made_in = f"merged in {seconds:.2f} s, {number} pictures in {time.monotonic() - begun:.1f} s"
+            notes.append(f"{METHODS[method].title}: {made_in}")
+    notes.append(f"prompt: {prompt}")
+    _overview(out / "overview.webp", content, style, rows, seed)
+    return notes
+
+
+def _find(name: str) -> Path:
+    """A file as it is, or the example of that name."""
+    example = EXAMPLES / f"{name}.safetensors"
+    if not Path(name).suffix and example.exists():
+        return example
+    if not Path(name).exists():
+        known = ", ".join(sorted(path.stem for path in EXAMPLES.glob("*.safetensors") if path.stem != "hypernet"))
+        here = f"nor one of the examples ({known})" if known else f"and {EXAMPLES} is not here: {CLONE}"
+        raise UserError(f"{name}: no such file, {here}")
+    return Path(name)
+
+
+def _prompt(content: str, style: str) -> str:
+    try:
+        catalog = Catalog.load()
+        return catalog.pair_prompt(catalog.subjects[content], catalog.styles[style])
+    except (KeyError, UserError):
+        raise UserError(
+            f"{content} and {style}: give --prompt, the words they were trained on, such as 'a sks cat in oil style'"
+        ) from None
+
+
+def _overview(path: Path, content: str, style: str, rows: list[tuple[str, list[Picture]]], seed: int) -> None:
+    """All pictures on one sheet; of examples also the references, and the truth."""
+    from lorarar.report.figures import grid
+
+    columns = [f"seed {seed + index}" for index in range(len(rows[0][1]))]
+    known = EXAMPLES / f"{content}.safetensors", EXAMPLES / f"{style}.safetensors"
+    if all(example.exists() for example in known):
+        from lorarar.pocket.world.world import World
+
+        world = World.load()
+        before = [world.picture(content, 0), world.style_picture(style)]
+        after = [world.truth(content, style, seed)]
+        columns = [content, style, *columns, "known truth"]
+        rows = [(label, [*before, *made, *after]) for label, made in rows]
+    grid(path, columns, rows)

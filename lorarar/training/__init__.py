@@ -1,0 +1,1 @@
+"""Everything that takes gradient steps: adapters, coefficients, the hypernetwork."""

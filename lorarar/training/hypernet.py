@@ -1,0 +1,132 @@
+"""Training the hypernetwork: Algorithm 1 of LoRA.rar, interruptible at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lorarar.errors import UserError
+from lorarar.lora.adapter import Adapter
+from lorarar.merge import columns
+from lorarar.merge.hypernet import HyperNetwork
+from lorarar.randomness import generator
+from lorarar.training.objective import Fidelity, MergingLoss, Orthogonality, merging_loss
+from lorarar.training.references import References
+
+if TYPE_CHECKING:
+    from lorarar.diffusion.backbone import Backbone
+    from lorarar.training.checkpoint import Checkpoint
+
+COLUMNS = ("total", "content", "style", "orthogonality")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A member of the LoRA bank: an adapter and the pictures it was trained on."""
+
+    adapter: Adapter
+    references: References
+
+
+def train(
+    network: HyperNetwork,
+    backbone: Backbone,
+    contents: Sequence[Entry],
+    styles: Sequence[Entry],
+    *,
+    steps: int = 5000,
+    learning_rate: float = 0.01,
+    weight: float = 0.01,
+    batch_size: int = 1,
+    fidelity: Fidelity = "norm",
+    orthogonality: Orthogonality = "dot",
+    clip: float | None = None,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int, MergingLoss], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train `network` in place on content-style pairs drawn anew in each step.
+
+    Parameters
+    ----------
+    contents, styles
+        The training split of the bank. Only items are taken, so a sequence may load them when asked.
+    weight
+        lambda of Eq. 3.
+    batch_size
+        Noisy latents of content, and as many of style, in each step.
+    clip
+        Largest gradient norm; the paper names none, the released code has 1.0.
+    gradient_checkpointing
+        Trade time for memory, as SDXL at 1024 pixels needs.
+    checkpoint
+        Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit: each
+        step draws from its own stream, keyed by seed and step.
+    progress
+        Called with (steps done, losses) after each step.
+
+    Returns
+    -------
+    list of dict
+        For each step since the first one: step, total, content, style, orthogonality.
+
+    Raises
+    ------
+    UserError
+        The loss stopped being a number, or the checkpoint is damaged or comes from other settings.
+    """
+    settings = {
+        "learning_rate": learning_rate,
+        "weight": weight,
+        "batch_size": batch_size,
+        "constants": list(network.constants),
+        "fidelity": fidelity,
+        "orthogonality": orthogonality,
+        "clip": clip,
+        "seed": seed,
+        "pairs": [len(contents), len(styles)],
+    }
+    network.to(backbone.device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
+    history = torch.zeros(steps, len(COLUMNS), dtype=torch.float64)
+    state = [*network.parameters(), history]
+    start = checkpoint.resume(state, optimizer, settings) if checkpoint else 0
+    for step in range(start, steps):
+        random = generator(seed, step)
+        content = contents[int(torch.randint(len(contents), (), generator=random))]
+        style = styles[int(torch.randint(len(styles), (), generator=random))]
+        subject_lora, style_lora = (member.adapter.to(backbone.device) for member in (content, style))
+        coefficients = network.coefficients(subject_lora, style_lora)
+        step_loss = merging_loss(
+            backbone,
+            subject_lora,
+            style_lora,
+            columns.merge(subject_lora, style_lora, coefficients, default=network.constants),
+            coefficients,
+            content.references.draw(backbone, batch_size, random),
+            style.references.draw(backbone, batch_size, random),
+            weight=weight,
+            fidelity=fidelity,
+            orthogonality=orthogonality,
+        )
+        with backbone.checkpointed(gradient_checkpointing), step_loss as loss:
+            if not torch.isfinite(loss.total):
+                raise UserError(f"the hypernetwork's loss is not finite at step {step + 1}; lower its learning rate")
+            optimizer.zero_grad()
+            loss.total.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+        optimizer.step()
+
+        history[step] = torch.stack(loss.detach())
+        if progress:
+            progress(step + 1, loss.detach())
+        if checkpoint:
+            checkpoint.after(step + 1, state, optimizer, settings)
+    network.cpu()
+    rows = history.tolist()
+    return [{"step": i, **dict(zip(COLUMNS, row, strict=True))} for i, row in enumerate(rows, start=1)]

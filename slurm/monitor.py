@@ -1,0 +1,126 @@
+"""Looking at what runs and ending it, from the files of the stores and one question to the queue."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from slurm import commands
+from slurm.journal import Journal
+from slurm.task import names, read_record
+
+SAMPLE = 200
+"""Finished tasks looked at for a median: enough for an estimate, however many there are."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the last run of one stage is.
+
+    Attributes
+    ----------
+    seconds_left : None where nothing is known yet.
+    reason : why most of the queued tasks do not run, in Slurm's words.
+    """
+
+    description: str
+    done: int
+    running: int
+    queued: int
+    failed: list[str]
+    missing: int
+    seconds_left: float | None
+    reason: str
+
+
+def journals(work: Path) -> Iterator[Journal]:
+    """Those of all stores: .work/<base>/<stage>."""
+    for folder in sorted(work.glob("*/*/.jobs")):
+        yield Journal(folder.parent)
+
+
+def progress(work: Path) -> list[Progress]:
+    """How far the last run of every stage is."""
+    jobs = commands.statuses() if commands.answers() else None
+    found = []
+    for journal in journals(work):
+        present, failures = names(journal.root), journal.failures()
+        states, reasons = _states(journal, jobs or {})
+        for run in journal.runs().values():
+            tasks = run["tasks"]
+            open_tasks = tasks.keys() - present
+            failed = open_tasks & failures
+            count = Counter(states.get(key) for key in open_tasks - failed)
+            running, queued = count["running"], count["queued"]
+            each = typical_seconds(journal.root, tasks.keys() & present)
+            at_once = max(running, 1) if running else run["resources"]["parallel"]
+            left = each * len(open_tasks - failed) / at_once if each is not None else None
+            missing = len(open_tasks) - len(failed) - running - queued
+            which = sorted(tasks[key] for key in failed)
+            why = Counter(reasons[key] for key in open_tasks - failed if key in reasons).most_common(1)
+            reason = why[0][0] if why else ""
+            done = len(tasks) - len(open_tasks)
+            found.append(Progress(run["description"], done, running, queued, which, missing, left, reason))
+    return found
+
+
+def typical_seconds(root: Path, keys: Iterable[str]) -> float | None:
+    """Median time of finished tasks; None if none is finished."""
+    records = (read_record(root / key) for key in islice(keys, SAMPLE))
+    seconds = [record["seconds"] for record in records if record]
+    return statistics.median(seconds) if seconds else None
+
+
+def cancel(work: Path, descriptions: Sequence[str] = ()) -> int:
+    """Cancel the jobs of all runs, or of those with these descriptions; return how many there were.
+
+    Whoever waits for them learns that it was on purpose.
+    """
+    jobs = commands.statuses() or {}
+    live = {job.partition("_")[0] for job, status in jobs.items() if not status.ended}
+    names = {status.name: job.partition("_")[0] for job, status in jobs.items() if not status.ended}
+    ids = set()
+    for journal in journals(work):
+        wanted = {
+            run for run, note in journal.runs().items() if not descriptions or note["description"] in descriptions
+        }
+        for array in journal.arrays():
+            job = array.job or names.get(array.name)
+            if array.run in wanted and job in live:
+                (array.folder / "cancelled").touch()
+                ids.add(str(job))
+    commands.cancel(sorted(ids))
+    return len(ids)
+
+
+def log_of(work: Path, task: str) -> Path | None:
+    """The log of the job that did a task last, by the task's name or the start of its key."""
+    found: list[Path] = []
+    for journal in journals(work):
+        keys = {
+            key for run in journal.runs().values() for key, name in run["tasks"].items()
+            if name == task or (len(task) >= 6 and key.startswith(task))
+        }  # fmt: skip
+        for array in journal.arrays():
+            found += [array.log(index) for index, element in enumerate(array.elements) if keys & set(element)]
+    logs = [log for log in found if log.exists()]
+    return max(logs, key=lambda log: log.stat().st_mtime) if logs else None
+
+
+def _states(journal: Journal, jobs: dict[str, commands.Status]) -> tuple[dict[str, str], dict[str, str]]:
+    """Tasks that are with Slurm: key -> running or queued; and of those that are pending, key -> why."""
+    states, reasons = {}, {}
+    for array in journal.arrays():
+        for index, keys in enumerate(array.elements):
+            status = jobs.get(array.id(index))
+            if status is None or status.ended:
+                continue
+            current = array.now(index).get("key") if status.state == "RUNNING" else None
+            states.update({key: "running" if key == current else "queued" for key in keys})
+            if status.state == "PENDING" and status.reason not in ("", "None"):
+                reasons.update(dict.fromkeys(keys, status.reason))
+    return states, reasons

@@ -1,0 +1,82 @@
+"""Before anything runs: is params.yaml right, are the shipped weights what they were, and is DVC able to go on?"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+from lorarar.diffusion import hub
+from stages.shared.context import Context
+from stages.shared.entry_point import run
+
+LOCKED = Path("requirements.lock")
+TABLE = Path(".dvc/tmp/rwlock")
+"""DVC's table of which process reads and writes what."""
+
+
+def main(context: Context) -> None:
+    """Loading the context has checked params.yaml and the catalogue, and `run` the weights that are shipped.
+
+    Those of a base that is only named must be on this machine.
+    """
+    base = context.data / "base"
+    if (base / hub.NAME).exists():
+        from lorarar.diffusion.backbone import check_files
+
+        check_files(*hub.locate(base), hub.fetch_command(base))
+    forget_killed(TABLE)
+    if other := other_versions(LOCKED):
+        print(f"note: not the versions of {LOCKED}, so figures may differ in their last digits: {', '.join(other)}")
+
+
+def other_versions(lock: Path) -> list[str]:
+    """Packages that are installed in another version than the lock file's."""
+    other = []
+    for name, expected in re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(encoding="utf-8"), re.MULTILINE):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue  # what is missed says so itself
+        if found != expected:
+            other.append(f"{name} {found} ({expected})")
+    return other
+
+
+def forget_killed(table: Path) -> None:
+    """Remove DVC's table if no DVC is left of those in it: one that was killed while it wrote it stops all others."""
+    try:
+        guard = table.with_name("rwlock.lock").open("a")
+    except FileNotFoundError:
+        return  # DVC has never run here
+    with guard:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # someone is just writing it
+        try:
+            content = json.loads(table.read_bytes())
+            entries = [*content["write"].values(), *(entry for each in content["read"].values() for entry in each)]
+            alive = any(_runs_dvc(entry["pid"]) for entry in entries)
+        except FileNotFoundError:
+            return
+        except (ValueError, LookupError, TypeError, AttributeError):
+            alive = False
+        if not alive:
+            table.unlink()
+
+
+def _runs_dvc(pid: int) -> bool:
+    """Whether the process is there and still the DVC it was: numbers of processes are used again."""
+    try:
+        return any("dvc" in word for word in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
+
+
+if __name__ == "__main__":
+    run(main)
