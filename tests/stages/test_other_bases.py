@@ -19,7 +19,7 @@ from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
 from lorarar.pocket.critic import build_critic
-from lorarar.scoring import table
+from lorarar.scoring import score_table
 from lorarar.scoring.judges import JudgePrompts
 from stages import bank, base, generate, hypernet, joint, judge, merge, quality, ranking, report, score, study, ziplora
 from stages.shared import preflight
@@ -122,7 +122,7 @@ def test_every_stage_of_the_chain_runs_on_a_base_that_is_only_named(finished: Pa
     assert set(merged.ranks.values()) == {4}
     image = pictures.read(artifacts / "generate/lorarar/test/dog8+glowing/01.png")
     assert image.shape == (16, 16, 3) and image.std() > 0
-    rows = table.read(artifacts / "score/lorarar-test.parquet")
+    rows = score_table.read(artifacts / "score/lorarar-test.parquet")
     assert len(rows) == 4 and {row.family_yes for row in rows} == {None}
     figures = json.loads((finished / "results/sdxl/metrics/lorarar-test.json").read_text())
     assert figures["n_pairs"] == 2 and "family" not in figures
