@@ -7,7 +7,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,10 +15,10 @@ from rich.table import Table
 
 from slurm import monitor, pipeline_job
 from slurm.commands import ClusterError
+from slurm.store import WORK
 from slurm.task import read_record
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
-WORK = Path(".work")
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

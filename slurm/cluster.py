@@ -1,4 +1,4 @@
-"""Tasks as array jobs of Slurm: submitted, watched, begun again after what clusters do to jobs, and never twice."""
+"""Runs tasks as Slurm array jobs and retries those lost to preemption, node failures or time limits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 
 from slurm import commands
 from slurm.commands import ClusterError, Status
-from slurm.job import TIME_IS_UP, Element, name_of
+from slurm.job import TIME_IS_UP, Element
 from slurm.journal import Array, Journal, slug, tail
-from slurm.local import ONE_THREAD, bar
+from slurm.local import ONE_THREAD, progress_bar
 from slurm.resources import Resources
 from slurm.site import Site
-from slurm.task import Function, Task, TaskError, fingerprint, names
+from slurm.task import Task, TaskError, names, paths_sha256
 
 PASSING = re.compile(
     r"unable to contact|timed out|temporarily|connection refused|try again|limit|zero bytes|communication",
@@ -34,8 +34,8 @@ OUT_OF_MEMORY = re.compile(r"oom.?kill|out.of.memory|exceeded.*memory.limit", re
 """What slurmstepd or the kernel write into the log of a job they kill."""
 
 
-def slurm(tasks: Sequence[Task], function: Function, resources: Resources, description: str) -> None:
-    """Do tasks as jobs, some of them in each element of as many arrays as the cluster's MaxArraySize makes necessary.
+def slurm(tasks: Sequence[Task], resources: Resources, description: str) -> None:
+    """Do tasks as jobs: elements of arrays, as many arrays as the cluster's MaxArraySize needs.
 
     Jobs that an earlier driver has submitted for the same tasks are waited for, not submitted again. On Ctrl-C jobs
     stay in the queue.
@@ -45,7 +45,7 @@ def slurm(tasks: Sequence[Task], function: Function, resources: Resources, descr
     TaskError : a task failed, after all others were done.
     ClusterError : Slurm refuses the jobs.
     """
-    _Driver(tasks, function, resources, description).run()
+    ArraySupervisor(tasks, resources, description).run()
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,11 @@ class _Place:
         return self.array.id(self.index)
 
 
-class _Driver:
-    def __init__(self, tasks: Sequence[Task], function: Function, resources: Resources, description: str) -> None:
+class ArraySupervisor:
+    """Submits the arrays of one run and watches them until every task is done or has failed for good."""
+
+    def __init__(self, tasks: Sequence[Task], resources: Resources, description: str) -> None:
         self.tasks = {task.key: task for task in tasks}
-        self.function = function
         self.resources = resources
         self.description = description
         self.root = tasks[0].folder.parent
@@ -100,7 +101,7 @@ class _Driver:
 
     def _watch(self) -> None:
         left, pauses, look = self._left, commands.pauses(), 0.0
-        with bar(list(self.tasks), self.description, len(self.tasks) - left) as progress:
+        with progress_bar(self.tasks, self.description, len(self.tasks) - left) as progress:
             while self._left:
                 if self.waiting and self._submit():
                     self.slowly = commands.pauses()
@@ -175,7 +176,7 @@ class _Driver:
         array = self.journal.new_array(slug(self.description), elements, asked)
         executor = make_executor(array, self.resources, memory_gb, parallel, self.site, self.bad_nodes, before)
         calls = [
-            Element(name_of(self.function), [self.tasks[key] for key in keys], array.folder, index, asked)
+            Element([self.tasks[key] for key in keys], array.folder, index, asked)
             for index, keys in enumerate(elements)
         ]
         silence = io.StringIO()  # submitit prints what it also raises
@@ -330,7 +331,7 @@ def snapshot(root: Path = Path()) -> Path:
     """A copy of the Python packages in `root`, named by their content: tasks run from it, whatever is edited later."""
     packages = sorted(path.parent for path in root.glob("*/__init__.py"))
     sources = [path for package in packages for path in sorted(package.rglob("*.py"))]
-    folder = (root / ".work" / "code" / fingerprint(sources)[:16]).absolute()
+    folder = (root / ".work" / "code" / paths_sha256(sources)[:16]).absolute()
     if not folder.exists():
         hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
         for path in sources:

@@ -1,4 +1,4 @@
-"""What Slurm's commands say, and no more often than asked. A controller that does not answer is no news."""
+"""Wrappers of squeue, sacct, scontrol and scancel. A controller that does not answer has changed nothing."""
 
 from __future__ import annotations
 

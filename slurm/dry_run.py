@@ -1,4 +1,4 @@
-"""A dry run: which tasks there are, which of them are done, what would be submitted, and how long it may take."""
+"""A dry run: the tasks, those that are done, the script that would be submitted, and an estimate of hours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slurm.journal import Array, slug
 from slurm.monitor import typical_seconds
 from slurm.resources import Resources
 from slurm.store import Store
-from slurm.task import Function, Task, names
+from slurm.task import Task, names
 
 SHOWN = 20
 """Names of tasks that are listed."""
@@ -22,7 +22,6 @@ SHOWN = 20
 
 def show(
     store: Store,
-    function: Function,
     tasks: Sequence[Task],
     resources: Resources,
     executor: Executor,

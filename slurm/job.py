@@ -1,8 +1,7 @@
-"""What runs inside a job: some tasks, one after the other, and what is told about them."""
+"""The code of a job: some tasks, one after the other, with notes of their progress and failures."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import socket
@@ -17,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from slurm.journal import Journal
-from slurm.task import Changed, Function, Task, one_line, perform, write_json
+from slurm.task import Changed, Task, one_line, perform, write_json
 
 TIME_IS_UP = signal.SIGUSR2
 _received: list[int] = []
@@ -29,7 +28,7 @@ def asked_to_stop() -> bool:
 
 
 def listen() -> None:
-    """From here on signals of Slurm do not end the process: whoever does long work asks `asked_to_stop`."""
+    """Keep Slurm's signals from ending the process from now on: long work asks `asked_to_stop`."""
 
     def receive(number: int, _: FrameType | None) -> None:
         _received.append(number)
@@ -52,13 +51,11 @@ class Element:
 
     Parameters
     ----------
-    function : `module:name`; found when the job runs, in the snapshot of the code made at submission.
-    tasks : all of one store.
+    tasks : all of one store. Their classes are imported in the job, from the snapshot of the code made at submission.
     folder, index : of the array it belongs to, and its place there.
     asked : resources of the job.
     """
 
-    function: str
     tasks: Sequence[Task]
     folder: Path
     index: int
@@ -67,22 +64,21 @@ class Element:
     def __call__(self) -> None:
         listen()
         (self.folder / f"{self.index}.now").unlink(missing_ok=True)  # of a run before it was requeued
-        function = resolve(self.function)
         for task in self.tasks:
             if _received:
                 break
-            self._do(function, task)
+            self._do(task)
         if TIME_IS_UP in _received:
             requeue()
         if _received:
             sys.exit(1)
 
-    def _do(self, function: Function, task: Task) -> None:
+    def _do(self, task: Task) -> None:
         node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
         write_json(self.folder / f"{self.index}.now", {"key": task.key, "node": node, "since": time.time()})
         print(f"{time.strftime('%F %T')} {node}: {task.name} ({task.key})", flush=True)
         try:
-            perform(function, task, self.asked)
+            perform(task, self.asked)
         except Exception as error:
             if _received:  # it stopped because it was told to, and goes on later
                 return
@@ -98,17 +94,3 @@ class Element:
                 "lines": lines[-20:],
             }
             Journal(task.folder.parent).fail(task.key, failure)
-
-
-def name_of(function: Function) -> str:
-    """`module:name` of a function of a module's top level, also when that module was run as a script."""
-    module = function.__module__
-    if module == "__main__":
-        specification = getattr(sys.modules["__main__"], "__spec__", None)
-        module = specification.name if specification else Path(sys.argv[0]).stem
-    return f"{module}:{function.__qualname__}"
-
-
-def resolve(name: str) -> Function:
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)

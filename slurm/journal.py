@@ -1,4 +1,4 @@
-"""What has been asked of a cluster, kept beside the finished tasks, so that a driver that died can be replaced."""
+"""Notes of what was submitted to a cluster, kept with the finished tasks, so that a new driver can take over."""
 
 from __future__ import annotations
 

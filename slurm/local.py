@@ -1,21 +1,23 @@
-"""Tasks on this machine: in this very process, or in single-thread worker processes."""
+"""Runs tasks on this machine: in this process, or in single-thread worker processes."""
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from tqdm import tqdm
 
-from slurm.task import Function, Task, TaskError, one_line, perform
+from slurm.task import Task, TaskError, one_line, perform
 
 # Numeric libraries read these once, when they are first imported: workers must be born with them.
 ONE_THREAD = {
@@ -32,23 +34,23 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def inline(tasks: Sequence[Task], function: Function, description: str) -> None:
+def inline(tasks: Sequence[Task], description: str) -> None:
     """Do one task after the other in this process, where a debugger sees them.
 
     Raises
     ------
     TaskError : a task failed; those after it are not begun.
     """
-    for task in bar(tasks, description):
+    for task in progress_bar(tasks, description):
         try:
-            perform(function, task)
+            perform(task)
         except Exception as error:
             raise TaskError(f"{description}: {task.name}: {one_line(error)}") from error
 
 
-def local(tasks: Sequence[Task], function: Function, workers: int, description: str) -> None:
+def local(tasks: Sequence[Task], workers: int, description: str) -> None:
     """Do tasks in that many processes of this machine. Raises as `call_all` does."""
-    call_all({task.name: {"function": function, "task": task} for task in tasks}, perform, workers, description)
+    call_all({task.name: {"task": task} for task in tasks}, perform, workers, description)
 
 
 def call_all(
@@ -70,31 +72,40 @@ def call_all(
     """
     if not calls:
         return []
-    workers = min(workers, len(calls))
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    executor = _pool(workers)
     try:
         with _environment_of_workers():
             futures = {executor.submit(function, **arguments): name for name, arguments in calls.items()}
         _watch(futures, description)
         return [future.result() for future in futures]
-    except KeyboardInterrupt:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
-    finally:
-        # Waits for the executor's own thread too: Python ends with a traceback where that is still closing down.
+    except BaseException as error:
+        _pool.cache_clear()  # no later call may meet what is left of this one
+        if isinstance(error, KeyboardInterrupt):
+            for child in multiprocessing.active_children():
+                child.terminate()
         executor.shutdown(cancel_futures=True)
+        raise
 
 
-def bar(tasks: Sequence[Any], description: str, done: int = 0) -> tqdm:
-    """A progress bar; a log file is not a terminal: a line every quarter of a minute is enough there."""
+@cache
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """Worker processes, kept for later calls of this process: each loads its libraries and the base model once."""
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    # Waits for the executor's own thread too: Python ends with a traceback where that is still closing down.
+    atexit.register(executor.shutdown, cancel_futures=True)
+    return executor
+
+
+def progress_bar(items: Collection[Any], description: str, done: int = 0, **options: Any) -> tqdm:
+    """A progress bar; in a log file it writes a line every 15 seconds."""
     interval = 0.1 if sys.stderr.isatty() else 15
-    return tqdm(tasks, desc=description, unit="task", mininterval=interval, total=len(tasks), initial=done)
+    options = {"unit": "task"} | options
+    return tqdm(items, desc=description, mininterval=interval, total=len(items), initial=done, **options)
 
 
 def _watch(names: dict[Future[Any], str], description: str) -> None:
     """Show progress until all is done; at the first failure tell which task it was."""
-    with bar(list(names), description) as progress:
+    with progress_bar(names, description) as progress:
         for future in as_completed(names):
             try:
                 future.result()

@@ -1,4 +1,4 @@
-"""Looking at what runs and ending it, from the files of the stores and one question to the queue."""
+"""Progress of the runs, and their cancellation, from the files of the stores and one question to the queue."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def typical_seconds(root: Path, keys: Iterable[str]) -> float | None:
 def cancel(work: Path, descriptions: Sequence[str] = ()) -> int:
     """Cancel the jobs of all runs, or of those with these descriptions; return how many there were.
 
-    Whoever waits for them learns that it was on purpose.
+    A driver that waits for them learns that it was on purpose.
     """
     jobs = commands.statuses() or {}
     live = {job.partition("_")[0] for job, status in jobs.items() if not status.ended}

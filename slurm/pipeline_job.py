@@ -1,4 +1,4 @@
-"""`dvc repro` as one small job, for clusters whose login nodes forbid programs that run for long."""
+"""Runs `dvc repro` as one small job, for clusters whose login nodes forbid long programs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pathlib import Path
 from slurm.commands import ClusterError
 from slurm.job import TIME_IS_UP, asked_to_stop, listen, requeue
 from slurm.site import Site, without_job
+from slurm.store import WORK
 
-FOLDER = Path(".work/driver")
+FOLDER = WORK / "driver"
 
 
 @dataclass(frozen=True)

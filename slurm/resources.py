@@ -1,4 +1,4 @@
-"""What jobs ask for."""
+"""The resources that jobs ask for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, Posit
 
 
 class Resources(BaseModel):
-    """What one job of a stage asks of a cluster.
+    """The resources that one job of a stage asks for.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ from slurm import commands
 FOLDER = Path("slurm/sites")
 
 
-class Driver(BaseModel):
+class PipelineJob(BaseModel):
     """The job that `python -m slurm driver` submits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,7 +44,7 @@ class Site(BaseModel):
     python: str | None = None
     max_array: PositiveInt | None = None
     sbatch: dict[str, str | int] = {}
-    driver: Driver = Driver()
+    driver: PipelineJob = PipelineJob()
 
     @classmethod
     def here(cls) -> Site:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from slurm.fanout import Executor, fan_out
 from slurm.journal import Journal
 from slurm.resources import Resources
-from slurm.task import Function, Task, fingerprint, is_complete, state
+from slurm.task import Task, is_complete, paths_sha256, state
+
+WORK = Path(os.environ.get("LORARAR_WORK", ".work"))
+"""Finished tasks and unfinished files. Runs in several folders can share it: keys are contents and relative paths."""
 
 
 class Store:
@@ -22,24 +25,22 @@ class Store:
     Parameters
     ----------
     root : the folder, made when needed. It may be deleted at any time: that only costs the work again.
-    code : fingerprint of the code that does the tasks.
+    code : checksum of the code that does the tasks.
     """
 
     def __init__(self, root: Path, code: str) -> None:
         self.root = root
         self.code = code
 
-    def key(self, arguments: Mapping[str, Any], inputs: Iterable[Path | str]) -> str:
-        """Name of the task with these arguments (JSON values) and the content of these input files."""
-        return self._key(arguments, fingerprint(inputs))
-
-    def _key(self, arguments: Mapping[str, Any], inputs: str) -> str:
-        facts = {"code": self.code, "arguments": arguments, "inputs": inputs}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    def key(self, task: Task) -> str:
+        """Name of the result of a task: its code, its arguments and the content of its inputs."""
+        kind = f"{type(task.work).__module__}:{type(task.work).__qualname__}"
+        arguments = asdict(task.work)  # type: ignore[call-overload]
+        facts = {"code": self.code, "work": kind, "arguments": arguments, "inputs": task.inputs}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
     def run(
         self,
-        function: Function,
         tasks: Sequence[Task],
         resources: Resources,
         description: str,
@@ -48,10 +49,7 @@ class Store:
     ) -> dict[str, Path]:
         """Do the tasks that are not done yet, and return the folder of each by its name.
 
-        Parameters
-        ----------
-        function : `function(folder, **arguments)` writes into `folder`, which is kept if it returns.
-        resources, executor, workers, description : as in `fan_out`.
+        `resources`, `executor`, `workers` and `description` are those of `fan_out`.
         """
         planned = self.plan(tasks)
         missing = self.missing(planned, checksums=True)
@@ -64,16 +62,13 @@ class Store:
         self._clean(missing)
         if missing:
             Journal(self.root).begin(description, planned, executor, resources)
-            fan_out(missing, function, resources, executor, workers, description)
+            fan_out(missing, resources, executor, workers, description)
         return {task.name: task.folder for task in planned}
 
     def plan(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks with the folders that their keys name."""
-        planned = []
-        for task in tasks:
-            inputs = fingerprint(task.reads)
-            planned.append(replace(task, folder=self.root / self._key(task.arguments, inputs), inputs=inputs))
-        return planned
+        known = [replace(task, inputs=paths_sha256(task.reads)) for task in tasks]
+        return [replace(task, folder=self.root / self.key(task)) for task in known]
 
     def missing(self, planned: Sequence[Task], checksums: bool = False) -> list[Task]:
         """Those that are not done, in their order; two names for one piece of work make one task."""

@@ -1,4 +1,4 @@
-"""A task, and what is left of it when it is done: a folder that says itself whether it is whole."""
+"""A task, and the folder that it leaves: a record in it tells whether it is complete."""
 
 from __future__ import annotations
 
@@ -10,40 +10,51 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 RECORD = ".task.json"
 """In the folder of a finished task: sizes and checksums of its files, and what the work took."""
 
 
+class Work(Protocol):
+    """A frozen dataclass of an importable module: its fields are the arguments, `run` does the work.
+
+    Fields are JSON values, paths, or such dataclasses themselves.
+    """
+
+    def run(self, folder: Path) -> None:
+        """Write results into `folder`, which is kept if this returns."""
+
+
 @dataclass(frozen=True)
 class Task:
-    """One call `function(folder, **arguments)`, which writes into `folder`.
+    """A piece of work with a name.
 
     Parameters
     ----------
-    name : what a person calls it.
-    arguments : JSON values.
-    reads : files and folders that the function reads.
-    folder : what appears when it is done; `slurm.store` names it.
-    inputs : fingerprint of `reads`.
+    name : for people.
+    work : runs in another process, where it arrives as a pickle.
+    reads : files and folders that it reads.
+    folder : appears when it is done; `slurm.store` names it.
+    inputs : checksum of `reads`.
     """
 
     name: str
-    arguments: dict[str, Any]
+    work: Work
     reads: Sequence[Path | str] = ()
     folder: Path = Path()
     inputs: str = ""
 
+    def __post_init__(self) -> None:
+        if type(self.work).__module__ == "__main__":
+            raise TypeError(f"{type(self.work).__qualname__} is of a script; import its module, as other processes do")
+
     @property
     def key(self) -> str:
         return self.folder.name
-
-
-Function = Callable[..., None]
 
 
 class TaskError(Exception):
@@ -51,7 +62,7 @@ class TaskError(Exception):
 
 
 class Changed(Exception):
-    """What a task reads is not what it was asked to read."""
+    """The inputs of a task changed after it had been planned."""
 
 
 def one_line(error: BaseException) -> str:
@@ -59,7 +70,7 @@ def one_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
 
 
-def fingerprint(paths: Iterable[Path | str]) -> str:
+def paths_sha256(paths: Iterable[Path | str]) -> str:
     """SHA-256 over the names and contents of files, and of all files below folders."""
     digest = hashlib.sha256()
     for path in map(Path, paths):
@@ -74,8 +85,8 @@ def state(folder: Path) -> Path:
     return folder.with_name(f".{folder.name.strip('.').split('.')[0]}.state")
 
 
-def perform(function: Function, task: Task, asked: dict[str, Any] | None = None) -> None:
-    """Do a task, unless that has happened: let the function fill a hidden folder, which gets its name when complete.
+def perform(task: Task, asked: dict[str, Any] | None = None) -> None:
+    """Do a task that is not done yet: let it fill a hidden folder, which gets its name when complete.
 
     Parameters
     ----------
@@ -87,14 +98,14 @@ def perform(function: Function, task: Task, asked: dict[str, Any] | None = None)
     """
     if is_complete(task.folder):
         return
-    if fingerprint(task.reads) != task.inputs:
-        raise Changed("what it reads has changed since it was planned; run the stage again")
+    if paths_sha256(task.reads) != task.inputs:
+        raise Changed("its inputs have changed since it was planned; run the stage again")
     hidden = task.folder.with_name(f".{task.key}.{socket.gethostname()}-{os.getpid()}")
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)
     seconds, cpu_seconds = time.time(), time.process_time()
     try:
-        function(hidden, **task.arguments)
+        task.work.run(hidden)
         record = {
             "name": task.name,
             "seconds": round(time.time() - seconds, 3),

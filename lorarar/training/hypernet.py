@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from lorarar.errors import UserError
-from lorarar.lora.adapter import Adapter
 from lorarar.merge import columns
 from lorarar.merge.hypernet import HyperNetwork
 from lorarar.randomness import generator
 from lorarar.training.objective import Fidelity, MergingLoss, Orthogonality, merging_loss
-from lorarar.training.references import References
+from lorarar.training.references import Entry
 
 if TYPE_CHECKING:
     from lorarar.diffusion.backbone import Backbone
     from lorarar.training.checkpoint import Checkpoint
 
 COLUMNS = ("total", "content", "style", "orthogonality")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A member of the LoRA bank: an adapter and the pictures it was trained on."""
-
-    adapter: Adapter
-    references: References
 
 
 def train(

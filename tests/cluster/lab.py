@@ -121,6 +121,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.job import asked_to_stop
@@ -134,37 +135,45 @@ def note(text):
         file.write(text + "\\n")
 
 
-def count(folder, name, seconds=1.0, fail=False, die=0, eat=0):
-    """Count tenths of seconds, from where an earlier attempt was."""
-    memory = state(folder)
-    done = int(memory.read_text()) if memory.exists() else 0
-    note(f"begin {name} {done} {os.environ.get('SLURM_JOB_ID')} {os.getpid()}")
-    if fail:
-        print("what it says before it fails")
-        raise ValueError("it always fails")
-    if die and done < 5:
-        memory.write_text("5")
-        os.kill(os.getpid(), signal.SIGKILL)
-    if eat and int(os.environ["SLURM_MEM_PER_NODE"]) < eat:
-        print("slurmstepd: error: Detected 1 oom-kill event(s)", flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    for step in range(done, round(seconds * 10)):
-        time.sleep(0.1)
-        if asked_to_stop():
-            memory.write_text(str(step + 1))
-            note(f"stop {name} {step + 1}")
-            raise RuntimeError("asked to stop")
-    (folder / "number").write_text(str(round(seconds * 10)))
-    note(f"end {name}")
+@dataclass(frozen=True)
+class Count:
+    name: str
+    seconds: float = 1.0
+    fail: bool = False
+    die: int = 0
+    eat: int = 0
+
+    def run(self, folder):
+        """Count tenths of self.seconds, from where an earlier attempt was."""
+        memory = state(folder)
+        done = int(memory.read_text()) if memory.exists() else 0
+        note(f"begin {self.name} {done} {os.environ.get('SLURM_JOB_ID')} {os.getpid()}")
+        if self.fail:
+            print("what it says before it fails")
+            raise ValueError("it always fails")
+        if self.die and done < 5:
+            memory.write_text("5")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.eat and int(os.environ["SLURM_MEM_PER_NODE"]) < self.eat:
+            print("slurmstepd: error: Detected 1 oom-kill event(s)", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        for step in range(done, round(self.seconds * 10)):
+            time.sleep(0.1)
+            if asked_to_stop():
+                memory.write_text(str(step + 1))
+                note(f"stop {self.name} {step + 1}")
+                raise RuntimeError("asked to stop")
+        (folder / "number").write_text(str(round(self.seconds * 10)))
+        note(f"end {self.name}")
 
 
-if __name__ == "__main__":
+def main():
     settings = json.loads(sys.argv[1])
     resources = {"minutes": 5, "memory_gb": 0.5, "cpus": 1, "gpus": 0, "parallel": 9, "retries": 2, "tasks_per_job": 1}
-    tasks = [Task(name, {"name": name, **arguments}) for name, arguments in settings["tasks"].items()]
+    tasks = [Task(name, Count(name, **arguments)) for name, arguments in settings["tasks"].items()]
     try:
         store = Store(Path(".work/lab/count"), "1")
-        store.run(count, tasks, Resources(**(resources | settings["resources"])), "count", "slurm")
+        store.run(tasks, Resources(**(resources | settings["resources"])), "count", "slurm")
     except TaskError as error:
         sys.exit(f"error: {error}")
 '''
@@ -184,7 +193,7 @@ class Project:
         """Start a driver."""
         settings = json.dumps({"tasks": tasks, "resources": resources})
         return subprocess.Popen(
-            [sys.executable, "-m", "work.tasks", settings],
+            [sys.executable, "-c", "from work.tasks import main; main()", settings],
             cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 

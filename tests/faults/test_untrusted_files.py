@@ -359,5 +359,5 @@ def test_votes_and_judges_name_no_file_from_elsewhere(
     monkeypatch.chdir(ROOT)
     params = tmp_path / "params.yaml"
     params.write_text(Path("params.yaml").read_text().replace("judge: verification", f"judge: '{name}'"))
-    with pytest.raises(UserError, match=r"params\.yaml:\d+: bases\.pocket\.score\.judge"):
+    with pytest.raises(UserError, match=r"params\.yaml:\d+: recipes\.pocket\.score\.judge"):
         load(params, Catalog.load())

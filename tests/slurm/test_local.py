@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from slurm.fanout import Executor
 from slurm.local import call_all
 from slurm.resources import Resources
 from slurm.store import Store
-from slurm.task import RECORD, Changed, Task, TaskError, fingerprint, perform, read_record, state
+from slurm.task import RECORD, Changed, Task, TaskError, paths_sha256, perform, read_record, state
 
 ROOT = Path(__file__).parents[2]
 SMALL = Resources(minutes=1, memory_gb=1, cpus=1, gpus=0, parallel=2, retries=1, tasks_per_job=1)
@@ -31,10 +32,14 @@ def refuse(number: int) -> int:
     return number
 
 
-def write(folder: Path, text: str) -> None:
-    (folder / "text").write_text(text)
-    if text == "bad":
-        raise ValueError("bad text")
+@dataclass(frozen=True)
+class Write:
+    text: str
+
+    def run(self, folder: Path) -> None:
+        (folder / "text").write_text(self.text)
+        if self.text == "bad":
+            raise ValueError("bad text")
 
 
 def die() -> None:
@@ -48,6 +53,20 @@ def test_results_come_in_the_order_of_the_tasks_from_single_thread_workers() -> 
     assert {result[1] for result in results} == {"1"}
     assert os.getpid() not in {result[2] for result in results}
     assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def test_workers_stay_for_the_next_call_and_a_failure_ends_them() -> None:
+    calls = {str(n): {"number": n} for n in range(4)}
+    first, second = ({pid for _, _, pid in call_all(calls, square, 1, "squares")} for _ in range(2))
+    assert first == second
+    with pytest.raises(TaskError):
+        call_all(calls, refuse, 1, "refusals")
+    assert {pid for _, _, pid in call_all(calls, square, 1, "squares")}.isdisjoint(first)
+
+
+def test_work_of_a_script_is_refused_as_no_other_process_could_import_it() -> None:
+    with pytest.raises(TypeError, match="Write is of a script"):
+        Task("a", type("Write", (), {"__module__": "__main__"})())
 
 
 def test_no_task_starts_no_worker() -> None:
@@ -67,8 +86,8 @@ def test_a_worker_that_dies_is_an_error_not_a_hang() -> None:
 
 
 def run(root: Path, *texts: str, code: str = "1", executor: Executor = "inline", reads: list[Path] | None = None):
-    tasks = [Task(text, {"text": text}, reads or []) for text in texts]
-    return Store(root, code).run(write, tasks, SMALL, "texts", executor)
+    tasks = [Task(text, Write(text), reads or []) for text in texts]
+    return Store(root, code).run(tasks, SMALL, "texts", executor)
 
 
 def test_the_store_does_only_what_is_missing(tmp_path: Path) -> None:
@@ -128,63 +147,70 @@ def test_a_finished_task_is_known_by_its_complete_and_checksummed_output(
 def test_an_input_edited_after_the_plan_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "input"
     source.write_text("planned")
-    (task,) = Store(tmp_path / "store", "").plan([Task("a", {"text": "a"}, [source])])
+    (task,) = Store(tmp_path / "store", "").plan([Task("a", Write("a"), [source])])
     source.write_text("edited")
     with pytest.raises(Changed, match="run the stage again"):
-        perform(write, task)
+        perform(task)
     assert not task.folder.exists()
 
 
 def test_a_second_attempt_of_a_finished_task_does_nothing(tmp_path: Path) -> None:
     folder = run(tmp_path, "a")["a"]
     stamp = (folder / "text").stat().st_mtime_ns
-    perform(write, Task("a", {"text": "other"}, folder=folder, inputs=fingerprint([])))
+    perform(Task("a", Write("other"), folder=folder, inputs=paths_sha256([])))
     assert (folder / "text").stat().st_mtime_ns == stamp
 
 
-def keep_state(folder: Path) -> None:
-    before = state(folder).read_text() if state(folder).exists() else ""
-    state(folder).write_text(before + "x")
-    if len(before) < 2:
-        raise ValueError("interrupted")
-    (folder / "text").write_text(before)
+@dataclass(frozen=True)
+class KeepState:
+    def run(self, folder: Path) -> None:
+        before = state(folder).read_text() if state(folder).exists() else ""
+        state(folder).write_text(before + "x")
+        if len(before) < 2:
+            raise ValueError("interrupted")
+        (folder / "text").write_text(before)
 
 
 def test_the_state_of_a_task_outlives_its_attempts_and_goes_when_it_is_done(tmp_path: Path) -> None:
     store = Store(tmp_path, "")
     for _ in range(2):
         with pytest.raises(TaskError):
-            store.run(keep_state, [Task("a", {})], SMALL, "states", "inline")
-    folder = store.run(keep_state, [Task("a", {})], SMALL, "states", "inline")["a"]
+            store.run([Task("a", KeepState())], SMALL, "states", "inline")
+    folder = store.run([Task("a", KeepState())], SMALL, "states", "inline")["a"]
     assert (folder / "text").read_text() == "xx"
     assert not state(folder).exists()
 
 
-def test_fingerprint_sees_names_and_contents(tmp_path: Path) -> None:
+def test_paths_sha256_sees_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     (tmp_path / "b").write_text("2")
-    first = fingerprint([tmp_path])
-    assert first == fingerprint([tmp_path])
+    first = paths_sha256([tmp_path])
+    assert first == paths_sha256([tmp_path])
     (tmp_path / "a").rename(tmp_path / "c")
-    assert fingerprint([tmp_path]) != first
+    assert paths_sha256([tmp_path]) != first
 
 
-INTERRUPTED = """
-import sys, time
+SLEEPER = """
+import os, sys, time
+from dataclasses import dataclass
 from pathlib import Path
 from slurm.store import Store
 from slurm.resources import Resources
 from slurm.task import Task
 
-def work(folder, seconds):
-    (folder / "pid").write_text(str(__import__("os").getpid()))
-    time.sleep(seconds)
+@dataclass(frozen=True)
+class Sleep:
+    seconds: int
 
-if __name__ == "__main__":
-    tasks = [Task(str(seconds), {"seconds": seconds}) for seconds in (0, 600, 601)]
+    def run(self, folder):
+        (folder / "pid").write_text(str(os.getpid()))
+        time.sleep(self.seconds)
+
+def main():
+    tasks = [Task(str(seconds), Sleep(seconds)) for seconds in (0, 600, 601)]
     small = Resources(minutes=1, memory_gb=1, cpus=1, gpus=0, parallel=2, retries=1, tasks_per_job=1)
     try:
-        Store(Path(sys.argv[1]), "").run(work, tasks, small, "sleep", "local", 2)
+        Store(Path(sys.argv[1]), "").run(tasks, small, "sleep", "local", 2)
     except KeyboardInterrupt:
         sys.exit(130)
 """
@@ -192,8 +218,9 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupt_keeps_finished_tasks_and_leaves_no_worker(tmp_path: Path, how: signal.Signals) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
     script = tmp_path / "script.py"
-    script.write_text(INTERRUPTED)
+    script.write_text("import sleeper\nif __name__ == '__main__':\n    sleeper.main()\n")
     store = tmp_path / "store"
     process = subprocess.Popen(
         [sys.executable, str(script), str(store)],

@@ -94,7 +94,7 @@ def test_another_run_gives_the_same_whatever_else_is_run_and_wherever(finished: 
 
 
 def test_one_more_subject_trains_one_more_adapter(world: Path) -> None:
-    change(world, lambda params: params["bases"]["pocket"]["bank"]["subjects"].append("can"))
+    change(world, lambda params: params["recipes"]["pocket"]["bank"]["subjects"].append("can"))
     before = content(world, "artifacts/pocket/bank/*")
     output = succeed(world, "dvc", "repro", "bank")
     assert "bank: 6 of 7 were done before" in output
@@ -116,9 +116,9 @@ def test_what_was_deleted_or_spoilt_is_made_again_from_finished_work(world: Path
     [
         (lambda p: p.update(sed=1), "params.yaml:1: sed: no key here is called 'sed'; did you mean seed?"),
         (lambda p: p["evaluate"]["methods"].append("lorarrar"), "no method is called 'lorarrar'"),
-        (lambda p: p["bases"]["pocket"]["bank"]["subjects"].append("dgo"), "no subject is called 'dgo'"),
-        (lambda p: p["bases"]["pocket"]["bank"]["styles"].append("glow"), "no style is called 'glow'"),
-        (lambda p: p["bases"]["pocket"]["bank"].update(rnak=2), "pocket.bank.rnak: no key here"),
+        (lambda p: p["recipes"]["pocket"]["bank"]["subjects"].append("dgo"), "no subject is called 'dgo'"),
+        (lambda p: p["recipes"]["pocket"]["bank"]["styles"].append("glow"), "no style is called 'glow'"),
+        (lambda p: p["recipes"]["pocket"]["bank"].update(rnak=2), "pocket.bank.rnak: no key here"),
     ],
 )
 def test_a_mistake_in_params_is_one_clear_line(world: Path, edit: Change, expected: str) -> None:
@@ -140,11 +140,11 @@ def spoil(path: Path) -> None:
         ("artifacts/pocket/bank/dog8.safetensors", Path.unlink, ["merge"]),
         ("artifacts/pocket/images/subjects/dog8/02.png", Path.unlink, ["bank"]),
         ("artifacts/pocket/images/styles/glowing/00.png", spoil, ["bank"]),
-        ("artifacts/pocket/merge/lorarar/dog8+glowing.safetensors", spoil, ["generate", "lorarar", "test"]),
+        ("artifacts/pocket/merge/lorarar/dog8+glowing.safetensors", spoil, ["generate"]),
         (
             "artifacts/pocket/generate/lorarar/test/dog8+glowing/00.png",
             Path.unlink,
-            ["score", "lorarar", "test"],
+            ["score"],
         ),
         ("data/pocket/base/unet/diffusion_pytorch_model*.safetensors", spoil, ["bank"]),
         ("results/pocket/metrics/lorarar-test.json", spoil, ["report"]),
@@ -156,14 +156,14 @@ def test_a_missing_or_corrupt_file_is_named_in_one_line(
 ) -> None:
     (path,) = world.glob(file)
     spoiled(path)
-    fail(world, path.relative_to(world).as_posix(), "python", "-m", f"stages.{stage[0]}", *stage[1:])
+    fail(world, path.relative_to(world).as_posix(), "python", "-m", f"stages.{stage[0]}")
 
 
 def test_a_full_disk_is_told(world: Path) -> None:
     # A limit on the size of files ends in the same error class as a full disk, without one.
     code = (
-        "import errno, sys; from lorarar import files; from stages import bank, run\n"
+        "import errno, sys; from stages import bank; from stages.shared import entry_point\n"
         "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device', 'artifacts')\n"
-        "bank.collect = full; sys.argv = ['bank']; run.run(bank.main)"
+        "bank.collect = full; sys.argv = ['bank']; entry_point.run(bank.main)"
     )
     fail(world, "artifacts: no space left; free some", "python", "-c", code)
