@@ -42,7 +42,7 @@ def write(experiment: Experiment, rows: Rows) -> Path:
 
 
 def table(rows: pd.DataFrame, left: int) -> str:
-    """Write a table of strings as Markdown; the first `left` columns are aligned to the left, the others to the right."""
+    """Markdown of a table of strings; the first `left` columns are aligned to the left, the others to the right."""
     lines = [rows.columns, ["---"] * left + ["---:"] * (len(rows.columns) - left), *rows.to_numpy()]
     escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

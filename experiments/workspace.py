@@ -76,14 +76,15 @@ def run(experiment: Experiment, setting: Setting, commit: str) -> dict[str, Any]
     started = time.time()
     command = ["dvc", "exp", "run", "--name", revision, *changes, *experiment.targets]
     if subprocess.run(command, cwd=tree, env=environment).returncode:
-        raise UserError(f"{experiment.name}: {setting.label}: failed, see above; the same command goes on from there")
+        raise UserError(f"{experiment.name}: {setting.label}: failed, see above; the same command continues")
     seconds = round(time.time() - started)
     _output("git", "fetch", "--quiet", str(tree), f"+{where}:{where}")
     results, artifacts, figures = tree / "results" / experiment.base, tree / "artifacts" / experiment.base, {}
     for name in (f"{method}-{split}" for method in experiment.methods for split in experiment.splits):
         pairs = score_table.by_pair(score_table.read(artifacts / "score" / f"{name}.parquet"))
         right = {"+".join(pair): [row.right for row in rows] for pair, rows in pairs.items()}
-        figures[name] = json.loads((results / "metrics" / f"{name}.json").read_text(encoding="utf-8")) | {"right": right}
+        metrics = json.loads((results / "metrics" / f"{name}.json").read_text(encoding="utf-8"))
+        figures[name] = {**metrics, "right": right}
     facts = {
         "revision": revision,
         "commit": commit[:12],
@@ -98,7 +99,7 @@ def run(experiment: Experiment, setting: Setting, commit: str) -> dict[str, Any]
 
 def _loss(path: Path) -> dict[str, float]:
     """Loss of the hypernetwork, and its content and style term: means over the last quarter of its training."""
-    steps = pd.read_csv(path, dtype=float, float_precision="round_trip")
+    steps = pd.read_csv(path, dtype=float)
     last = steps.iloc[len(steps) * 3 // 4 :]
     return {name: mean(last[name.removeprefix("loss_")]) for name in ("loss", "loss_content", "loss_style")}
 
