@@ -54,7 +54,7 @@ def _results(experiment: Experiment, rows: Rows) -> list[dict[str, Any]]:
     for setting, facts in rows:
         for name, method, split in _evaluated(experiment):
             figures, versus = facts["figures"][name], _change(facts["figures"][name], rows[0][1]["figures"][name])
-            result = {"setting": setting.label, "method": method, "split": split, "versus": versus}
+            result: dict[str, Any] = {"setting": setting.label, "method": method, "split": split, "versus": versus}
             result |= {column: figures[column] for column in (*INTERVALS, *COUNTS)}
             result |= {column: facts[column] for column in ORIGIN}
             results.append(result | (versus.named(CHANGE[0]) if versus else {}) | _loss(method, facts))
@@ -66,7 +66,7 @@ def _evaluated(experiment: Experiment) -> list[tuple[str, str, str]]:
     return [(f"{method}-{split}", method, split) for method in experiment.methods for split in experiment.splits]
 
 
-def _loss(method: str, facts: Mapping[str, Any]) -> Mapping[str, float]:
+def _loss(method: str, facts: Mapping[str, Any]) -> dict[str, float]:
     """Loss of the hypernetwork, for the method that it makes."""
     return facts["loss"] if method == "lorarar" and facts["loss"] else {}
 

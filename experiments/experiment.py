@@ -164,7 +164,7 @@ def changed(params: Mapping[str, Any], changes: Mapping[str, Any], path: Path) -
         result["recipe"] = result["bases"][changes["base"]]["recipe"]
     for key, value in changes.items():
         *above, last = full(key, result).split(".")
-        section = result
+        section: Any = result
         for part in above:
             section = section.get(part) if isinstance(section, dict) else None
         if not isinstance(section, dict) or isinstance(value, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,7 +16,7 @@ from lorarar.scoring.statistics import Interval
 
 WORDS = dict(zip(FIGURES, ("MARS² average", "MARS² best", "subject", "style", "CLIP-I", "DINO", "CLIP-T"), strict=True))
 COUNTED = {"split": "split", "n_pairs": "pairs", "n_images": "images"}
-Row = Mapping[str, str]
+Row = Mapping[Any, str]
 """A line of an experiment's CSV."""
 
 
