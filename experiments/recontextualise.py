@@ -1,9 +1,9 @@
-"""A subject in new situations, plain and in a style, by every method (Fig. A11, A13 and 1 of the paper).
+"""Draw a subject in new situations, plain and in a style, by every method (Fig. A11, A13 and 1 of the paper).
 
     python -m experiments.recontextualise dog8 oil_painting2
 
-Needs what `dvc repro` made; writes results/<base>/experiments/recontextualised-<subject>+<style>.webp. Pictures to look
-at: no judge is asked, and a base that knows no such situations (pocket) shows none.
+Reads artifacts of `dvc repro` and writes results/<base>/experiments/recontextualised-<subject>+<style>.webp. No judge
+scores the images, and a base that knows no such situations (pocket) shows none.
 """
 
 from __future__ import annotations
