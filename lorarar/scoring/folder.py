@@ -106,7 +106,7 @@ def score(
             _check_sizes(asked, pictures)
         asked = CachedJudge(asked, cache or verdicts())
         models["judge"] = asked.identity
-    scorers = backbones(clip, dino, device, download)
+    scorers = similarity_models(clip, dino, device, download)
     models |= {name: scorer.describe() for name, scorer in scorers.items()}
 
     tests, subjects, styles = (list(pictures.values()) for pictures in (given, of_subject, of_style))
@@ -184,7 +184,9 @@ def read_pictures(path: Path) -> dict[str, Image]:
     return pictures
 
 
-def backbones(clip: str | None, dino: str | None, device: str = "cpu", download: bool = False) -> dict[str, Any]:
+def similarity_models(
+    clip: str | None, dino: str | None, device: str = "cpu", download: bool = False
+) -> dict[str, Any]:
     """The CLIP and DINO models that are named, as `score` takes their names, under "clip" and "dino"."""
     from lorarar.scoring.clip import Clip
     from lorarar.scoring.dino import Dino
