@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,13 +30,16 @@ from lorarar.report.tables import ends, signed
 from lorarar.scoring import score_table
 from lorarar.scoring.statistics import bootstrap_mean, paired_difference
 from lorarar.training.objective import merging_loss
-from slurm.task import read_json
-from stages import generate
-from stages import score as scoring
-from stages.shared import scoring_models
-from stages.shared.bank_members import entry
-from stages.shared.context import Context, backbone
+from slurm.task import Task, read_json
+from stages.generate import DRAWING
+from stages.score import ScorePair
+from stages.shared.bank_members import bank_member
+from stages.shared.base_model import base_model, training_setting
+from stages.shared.context import Context, Group
 from stages.shared.entry_point import run
+from stages.shared.images_to_score import PairImages
+from stages.shared.sample_task import Sample
+from stages.shared.scoring_models import PROMPTS, model_names
 
 TRAINING_PAIRS = 12
 """Pairs drawn at random from the training split: as many as validation has."""
@@ -167,12 +169,9 @@ def _shares(of_pair: Tensor, styles: int) -> list[str]:
 
 def _losses(context: Context, pair: Pair, choices: Mapping[str, Coefficients]) -> dict[str, list[float]]:
     """Choice -> content and style term of Eq. 3 with the hypernetwork's settings, means over draws."""
-    settings, resolution = context.knobs.hypernet, context.knobs.backbone.resolution
-    model, result = backbone(**context.model(training=True)), {}
-    content, style = (
-        entry(model, resolution, str(context.adapter(m)), [str(path) for path in context.pictures(m)], m.prompt)
-        for m in pair
-    )
+    settings, setting, result = context.knobs.hypernet, training_setting(context), {}
+    model = setting.model.load()
+    content, style = (bank_member(context, member).load(setting.model, setting.resolution) for member in pair)
     adapters = content.adapter.to(torch.float32), style.adapter.to(torch.float32)
     for name, coefficients in choices.items():
         # ZipLoRA has coefficients for all layers; the others leave key and value to the constants.
@@ -181,7 +180,7 @@ def _losses(context: Context, pair: Pair, choices: Mapping[str, Coefficients]) -
             noise = generator(context.seed("losses", pair_name(*pair)), number)
             draws = [member.references.draw(model, 4, noise) for member in (content, style)]
             options = {"weight": 0.0, "fidelity": settings.fidelity, "orthogonality": settings.orthogonality}
-            with merging_loss(model, *adapters, merged, coefficients, *draws, **options) as loss:  # type: ignore[arg-type]
+            with merging_loss(model, *adapters, merged, coefficients, *draws, **options) as loss:
                 terms.append((float(loss.content), float(loss.style)))
         result[name] = [mean(values) for values in zip(*terms, strict=True)]
     return result
@@ -207,40 +206,31 @@ def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: 
     """MARS² on the validation split with each choice of coefficients."""
     pairs = {pair_name(*pair): pair for pair in context.pairs("val")}
     choices = {n: _choices(context, network, average, pair, list(pairs.values())) for n, pair in pairs.items()}
-    settings, judges = context.knobs.generate.model_dump(), context.data / "judges"
+    settings, judges, model = context.knobs.generate.model_dump(), context.data / "judges", base_model(context)
     number = settings.pop("images_per_pair")
+    sampling = context.store("generate", context.data / "base", without=DRAWING)
+    judging = context.store("score", judges, PROMPTS)
+    families, names = str(judges / "recogniser"), model_names(context)
     right: dict[str, list[list[float]]] = {}
     made: dict[str, dict[str, Path]] = {}
     for choice in ("direct", "hypernet", "other", "column", "single"):
-        tasks: dict[str, Any] = {}
+        tasks = []
         for name, pair in pairs.items():
             path = own / choice / f"{name}.safetensors"
             columns.merge(*_adapters(context, pair), choices[name][choice], default=network.constants).save(path)
-            arguments = {
-                "base": context.model(),
-                "adapter": str(path),
-                "prompt": context.catalog.pair_prompt(*pair),
-                "seeds": [context.seed("generate", name, index) for index in range(number)],
-                "settings": settings,
-            }
-            tasks[name] = (arguments, [path])
-        store = context.store("generate", generate.CODE, context.data / "base")
-        drawn = made[choice] = context.fan_out(store, generate.sample, tasks, f"generate {choice}")
-        tasks = {}
+            seeds = [context.seed("generate", name, index) for index in range(number)]
+            work = Sample(model, str(path), context.catalog.pair_prompt(*pair), seeds, settings)
+            tasks.append(Task(name, work, [path]))
+        (drawn,) = context.fan_out(Group(sampling, tasks, f"generate {choice}"))
+        made[choice] = drawn
+        tasks = []
         for name, (subject, style) in pairs.items():
-            references = [context.pictures(subject), context.pictures(style)]
-            arguments = {
-                "names": scoring_models.named(context),
-                "families": str(judges / "recogniser"),
-                "images": str(drawn[name]),
-                "pair": [subject.name, style.name],
-                "references": [[str(path) for path in paths] for paths in references],
-                "words": style.words,
-                "prompt": context.catalog.class_prompt(subject, style),
-            }
-            tasks[name] = (arguments, [*sorted(drawn[name].glob("*.png")), *references[0], *references[1]])
-        store = context.store("score", scoring.CODE, judges, scoring_models.PROMPTS)
-        judged = context.fan_out(store, scoring.judge_pair, tasks, f"score {choice}")
+            of_subject, of_style = (tuple(map(str, context.pictures(member))) for member in (subject, style))
+            prompt = context.catalog.class_prompt(subject, style)
+            named = str(drawn[name]), subject.name, style.name
+            shown = PairImages(*named, of_subject, of_style, style.words, prompt)
+            tasks.append(Task(name, ScorePair(names, families, shown), [shown.folder, *shown.references]))
+        (judged,) = context.fan_out(Group(judging, tasks, f"score {choice}"))
         right[choice] = [[row.right for row in score_table.read(f / "scores.parquet")] for f in judged.values()]
     lines = []
     for choice, values in right.items():

@@ -26,8 +26,8 @@ from experiments.experiment import Experiment, Setting, hydra
 from lorarar.errors import UserError
 from lorarar.files import write_json
 from lorarar.scoring import score_table
+from slurm.store import WORK
 
-WORK = Path(os.environ.get("LORARAR_WORK", ".work"))
 FOLDER = WORK / "experiments"
 CODE = ("data", "dvc.yaml", "lorarar", "params.yaml", "slurm", "stages")
 """Files and folders that results depend on."""

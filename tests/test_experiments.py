@@ -153,11 +153,11 @@ def test_lists_of_values_make_all_combinations(repository):
 
 def test_the_digest_is_of_what_scores_depend_on(repository):
     name, other = ask(repository), {"base": "pocket_light"}
+    unrelated = [{}, {"executor": "inline"}, {"workers": 1}, {"resources.pocket.bank.tasks_per_job": 2}]
     digests = [
-        read(name, given).settings[0].digest
-        for given in ({}, {"executor": "inline"}, {"workers": 1}, {"seed": 1}, {"score.resamples": 7}, other)
+        read(name, given).settings[0].digest for given in (*unrelated, {"seed": 1}, {"score.resamples": 7}, other)
     ]
-    assert digests[0] == digests[1] == digests[2]
+    assert len(set(digests[:4])) == 1
     assert len(set(digests)) == 4
 
 

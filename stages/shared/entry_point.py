@@ -23,8 +23,14 @@ from stages.shared import integrity
 from stages.shared.context import Context
 
 
-def run(stage: Callable[[Context], None]) -> None:
-    """Call a stage with its context and exit: 0, 1 after an error, 130 after Ctrl-C."""
+def run(stage: Callable[..., None], *arguments: str) -> None:
+    """Call a stage with its context and exit: 0, 1 after an error, 130 after Ctrl-C.
+
+    Parameters
+    ----------
+    arguments
+        Names of positional arguments on the command line, which the stage gets after the context.
+    """
     # A script is the module `__main__`; its tasks travel to other processes under the module's own name.
     module = sys.modules[stage.__module__]
     name = Path(module.__file__ or "").stem
@@ -33,6 +39,8 @@ def run(stage: Callable[[Context], None]) -> None:
     parser.description = (module.__doc__ or "").splitlines()[0]
     parser.add_argument("--plan", action="store_true", help="show the tasks and where they would run, and do nothing")
     parser.add_argument("--cancel", action="store_true", help="on Ctrl-C also cancel the jobs that are in the queue")
+    for argument in arguments:
+        parser.add_argument(argument)
     given = parser.parse_args()
     # Libraries' remarks on how they load would bury the chain's own lines; workers inherit this.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -47,7 +55,7 @@ def run(stage: Callable[[Context], None]) -> None:
             integrity.verify_outputs(name)
         for folder in (context.artifacts, context.results, context.work):
             sweep(folder)
-        stage(context)
+        stage(context, *(getattr(given, argument) for argument in arguments))
     except KeyboardInterrupt:
         if given.cancel:
             cancel(WORK)
