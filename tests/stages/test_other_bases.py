@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiny_critic import build_critic
 
 from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
-from lorarar.pocket.critic import build_critic
 from lorarar.scoring import score_table
 from lorarar.scoring.judges import JudgePrompts
 from stages import bank, base, fit, generate, judge, merge, quality, ranking, report, score, study

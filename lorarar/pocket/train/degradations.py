@@ -28,16 +28,6 @@ class Degrade(Protocol):
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray: ...
 
 
-class Softened:
-    """Blur and noise alone, for tests and for the time before a VAE exists."""
-
-    key = "softened"
-
-    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        return as_images(blurred_and_noisy(as_tensor(images), generator))
-
-
 class RoundTrip:
     """Encode and decode pictures with the base's VAE, with some noise on the latents as a sampler leaves it.
 
