@@ -26,7 +26,7 @@ from experiments.experiment import Experiment, Setting, hydra
 from lorarar.errors import UserError
 from lorarar.files import write_json
 from lorarar.scoring import score_table
-from slurm.store import WORK
+from slurm.task import WORK
 
 FOLDER = WORK / "experiments"
 CODE = ("data", "dvc.yaml", "lorarar", "params.yaml", "slurm", "stages")

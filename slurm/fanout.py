@@ -1,4 +1,4 @@
-"""Runs independent tasks: in this process, on this machine, or on a Slurm cluster."""
+"""Runs independent tasks in this process, in worker processes of this machine, or on a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Executor = Literal["auto", "inline", "local", "slurm"]
 
 
 def choose(executor: Executor) -> Executor:
-    """`auto` is slurm where sbatch answers, and local elsewhere."""
+    """Resolve `auto`: slurm where sbatch answers, local elsewhere."""
     if executor != "auto":
         return executor
     return "slurm" if commands.answers() else "local"
@@ -26,7 +26,7 @@ def fan_out(
     workers: int = 1,
     description: str = "tasks",
 ) -> None:
-    """Do every task. Results are the same with every executor.
+    """Do every task. The outputs are the same with every executor.
 
     Parameters
     ----------
@@ -34,11 +34,11 @@ def fan_out(
     resources : of one job on a cluster.
     executor : `inline`, one after the other in this process; `local`, worker processes; `slurm`, array jobs.
     workers : number of local processes.
-    description : shown with the progress bar and in errors.
+    description : shown at the progress bar and in errors.
 
     Raises
     ------
-    TaskError : a task failed. On a cluster all others are done first.
+    TaskError : a task failed. On a cluster, all others are done first.
     """
     match choose(executor):
         case "inline":

@@ -1,4 +1,4 @@
-"""The code of a job: some tasks, one after the other, with notes of their progress and failures."""
+"""Runs inside a job: does some tasks one after the other and notes how they end."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _received: list[int] = []
 
 
 def asked_to_stop() -> bool:
-    """Whether the job of this process has to make room: its time is almost up, or it is preempted or cancelled."""
+    """Tell whether this process's job must end soon: its time is almost up, or it is preempted or cancelled."""
     return bool(_received)
 
 
 def listen() -> None:
-    """Keep Slurm's signals from ending the process from now on: long work asks `asked_to_stop`."""
+    """Note Slurm's signals instead of dying of them; long work calls `asked_to_stop`."""
 
     def receive(number: int, _: FrameType | None) -> None:
         _received.append(number)
@@ -39,7 +39,7 @@ def listen() -> None:
 
 
 def requeue() -> None:
-    """Ask Slurm to run this job again from its start. Where that is not allowed, the driver submits anew."""
+    """Ask Slurm to run this job again from its start. Where Slurm refuses, the supervisor submits another job."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     name = "_".join(part for part in job if part) if all(job) else os.environ["SLURM_JOB_ID"]
     subprocess.run(["scontrol", "requeue", name], check=False, timeout=60)
@@ -47,12 +47,16 @@ def requeue() -> None:
 
 @dataclass(frozen=True)
 class Element:
-    """Tasks of one job. Small and plain, as it travels to the job in a pickle.
+    """The tasks of one job, pickled for it.
+
+    The pickle names the classes of the tasks' work; the job imports them from the snapshot of the code that was made at
+    submission.
 
     Parameters
     ----------
-    tasks : all of one store. Their classes are imported in the job, from the snapshot of the code made at submission.
-    folder, index : of the array it belongs to, and its place there.
+    tasks : tasks of one store.
+    folder : folder of the array.
+    index : place of this element in the array.
     asked : resources of the job.
     """
 
@@ -80,9 +84,9 @@ class Element:
         try:
             perform(task, self.asked)
         except Exception as error:
-            if _received:  # it stopped because it was told to, and goes on later
+            if _received:  # it stopped because it was asked to, and continues later
                 return
-            plain = getattr(error, "plain", False)  # a user's mistake: no traceback for that
+            plain = getattr(error, "plain", False)  # a user's mistake needs no traceback
             lines = [] if plain else traceback.format_exc().splitlines()
             print(*lines or [f"error: {one_line(error)}"], sep="\n", flush=True)
             memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -1,4 +1,4 @@
-"""Finished tasks, kept by content: the same code, arguments and inputs are not worked on twice."""
+"""Keeps finished tasks by a hash of their code, arguments and inputs, so that nothing is done twice."""
 
 from __future__ import annotations
 
@@ -15,29 +15,19 @@ from slurm.journal import Journal
 from slurm.resources import Resources
 from slurm.task import Task, is_complete, paths_sha256, state
 
-WORK = Path(os.environ.get("LORARAR_WORK", ".work"))
-"""Finished tasks and unfinished files. Runs in several folders can share it: keys are contents and relative paths."""
-
 
 class Store:
     """A folder with one folder per finished task, named by its key.
 
     Parameters
     ----------
-    root : the folder, made when needed. It may be deleted at any time: that only costs the work again.
-    code : checksum of the code that does the tasks.
+    root : the folder, made when needed. It may be deleted at any time; its tasks are then done again.
+    code : hash of the code that does the tasks.
     """
 
     def __init__(self, root: Path, code: str) -> None:
         self.root = root
         self.code = code
-
-    def key(self, task: Task) -> str:
-        """Name of the result of a task: its code, its arguments and the content of its inputs."""
-        kind = f"{type(task.work).__module__}:{type(task.work).__qualname__}"
-        arguments = asdict(task.work)  # type: ignore[call-overload]
-        facts = {"code": self.code, "work": kind, "arguments": arguments, "inputs": task.inputs}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
     def run(
         self,
@@ -47,10 +37,7 @@ class Store:
         executor: Executor = "local",
         workers: int = 1,
     ) -> dict[str, Path]:
-        """Do the tasks that are not done yet, and return the folder of each by its name.
-
-        `resources`, `executor`, `workers` and `description` are those of `fan_out`.
-        """
+        """Do the tasks that are not done yet; return name -> folder. Parameters and errors are those of `fan_out`."""
         planned = self.plan(tasks)
         missing = self.missing(planned, checksums=True)
         if tasks and len(missing) < len(tasks):
@@ -66,18 +53,29 @@ class Store:
         return {task.name: task.folder for task in planned}
 
     def plan(self, tasks: Sequence[Task]) -> list[Task]:
-        """The tasks with the folders that their keys name."""
-        known = [replace(task, inputs=paths_sha256(task.reads)) for task in tasks]
-        return [replace(task, folder=self.root / self.key(task)) for task in known]
+        """The tasks with their folders, which are named by the keys of the tasks."""
+        planned = []
+        for task in tasks:
+            kind, inputs = type(task.work), paths_sha256(task.reads)
+            facts = {
+                "code": self.code,
+                "work": f"{kind.__module__}:{kind.__qualname__}",
+                "arguments": asdict(task.work),
+                "inputs": inputs,
+            }
+            text = json.dumps(facts, sort_keys=True, default=os.fspath)  # paths count as text; others are an error
+            folder = self.root / hashlib.sha256(text.encode()).hexdigest()[:32]
+            planned.append(replace(task, folder=folder, inputs=inputs))
+        return planned
 
     def missing(self, planned: Sequence[Task], checksums: bool = False) -> list[Task]:
-        """Those that are not done, in their order; two names for one piece of work make one task."""
+        """The tasks that are not done, in their order. Two tasks with the same folder count once."""
         distinct = {task.folder: task for task in reversed(planned)}
         done = {folder for folder in distinct if is_complete(folder, checksums)}
         return [task for task in planned if task.folder not in done and distinct[task.folder] is task]
 
     def _clean(self, missing: Sequence[Task]) -> None:
-        """Remove what killed attempts have left: not what jobs in a queue work on, nor states to go on from."""
+        """Remove leftovers of killed attempts, except those of jobs in the queue and the states of missing tasks."""
         running = Journal(self.root).in_flight()
         states = {state(task.folder).name for task in missing}
         for leftover in self.root.glob(".*.*"):

@@ -52,7 +52,7 @@ def _task(context: Context, row: Trained, name: str, subjects: list[Subject], st
     seed = context.seed(row.name, name) if row.per_pair else context.seed(row.name)
     reads: list[Path | str] = [path for member in (*contents, *looks) for path in member.images]
     if row.reads_adapters:
-        reads += [context.adapter(entry) for entry in (*subjects, *styles)]
+        reads += [member.adapter for member in (*contents, *looks) if member.adapter]
     return Task(name, row.work(training_setting(context), contents, looks, knobs, seed), reads)
 
 

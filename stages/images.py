@@ -13,7 +13,7 @@ from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.files import sha256
 from slurm.local import cores
-from slurm.store import WORK
+from slurm.task import WORK
 from stages.shared.context import Context, collect, present
 from stages.shared.entry_point import run
 

@@ -16,8 +16,8 @@ from lorarar.data.controls import CONTROLS
 from lorarar.errors import UserError
 from slurm.dry_run import show
 from slurm.local import cores
-from slurm.store import WORK, Store
-from slurm.task import Task, paths_sha256
+from slurm.store import Store
+from slurm.task import WORK, Task, paths_sha256
 from stages.shared.params import Params, load
 
 MINIMUM_FREE = 1 << 30
@@ -149,7 +149,7 @@ class Context:
 
     def seed(self, *names: str | int) -> int:
         """A seed that belongs to these names alone, in [0, 2^31). The first one is the stage's."""
-        seed = self.params.seed + self.params.seeds.model_dump().get(str(names[0]), 0)
+        seed = self.params.seed + self.params.seeds.get(str(names[0]), 0)
         digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
         return int.from_bytes(digest[:4], "little") >> 1
 

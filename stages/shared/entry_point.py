@@ -17,8 +17,7 @@ from lorarar.errors import UserError
 from lorarar.files import sweep
 from slurm.commands import ClusterError
 from slurm.monitor import cancel
-from slurm.store import WORK
-from slurm.task import TaskError
+from slurm.task import WORK, TaskError
 from stages.shared import integrity
 from stages.shared.context import Context
 

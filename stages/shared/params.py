@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import Field, ValidationError, create_model, field_validator
+from pydantic import Field, NonNegativeInt, ValidationError, create_model, field_validator
 
 from lorarar.data.catalog import Catalog, pair_name
 from lorarar.data.controls import CONTROLS
@@ -35,9 +35,8 @@ from stages.shared.schema import (
 Key = tuple[Any, ...]
 FANNING_OUT = ("bank", *TRAINED_KNOBS, "generate", "judge", "score", "ranking", "quality")
 """Names of what fans out: stages, and the rows of stage fit."""
-Seeds = create_model(
-    "Seeds", __base__=Section, **{name: (int, Field(ge=0)) for name in ("bank", *TRAINED_KNOBS, "generate")}
-)  # type: ignore[call-overload]
+SEEDED = ("bank", *TRAINED_KNOBS, "generate")
+"""Names that `seeds` has."""
 ELSEWHERE = {
     "judge": ("an address or a name on the hub", re.compile(rf"https?://.+|{HUB_ID.pattern}")),
     "clip": ("NAME:TAG of open_clip", re.compile(r"[\w.-]+:[\w.-]+")),
@@ -65,7 +64,7 @@ class Params(Section):
     base: str
     recipe: str
     seed: int = Field(ge=0)
-    seeds: Seeds  # type: ignore[valid-type]
+    seeds: dict[str, NonNegativeInt]
     executor: Executor
     workers: Workers
     evaluate: Evaluate
@@ -190,6 +189,11 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
     shipped = Path("data", params.base)
     if not (shipped / "base").is_dir():
         yield ("base",), f"{shipped / 'base'} is not there; restore it with `git checkout {shipped}`, or choose another"
+    for name in (*SEEDED, *params.seeds):
+        if name not in SEEDED:
+            yield ("seeds", name), _unknown("key here", name, SEEDED)
+        elif name not in params.seeds:
+            yield ("seeds", name), "is missing; add it"
     evaluate = params.evaluate
     yield from _names(("evaluate", "splits"), "split", evaluate.splits, get_args(EvaluatedSplit))
     if params.base not in params.resources and params.recipe not in params.resources:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorarar.files import sha256
-from slurm.store import WORK
+from slurm.task import WORK
 from stages.shared.context import Context
 
 if TYPE_CHECKING:

@@ -8,14 +8,16 @@ lorarar/merge/registry.py.
 from __future__ import annotations
 
 import csv
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lorarar.lora.adapter import Adapter
 from lorarar.merge import columns
 from lorarar.merge.hypernet import HyperNetwork
+from lorarar.training.checkpoint import Checkpoint
 from slurm.job import asked_to_stop
 from slurm.local import progress_bar
 from slurm.task import state
@@ -24,39 +26,41 @@ from stages.shared.base_model import Setting
 from stages.shared.flops import Counts
 from stages.shared.schema import Merger, Training
 
+if TYPE_CHECKING:
+    from lorarar.training.references import Entry
+
 HISTORY = "history.csv"
 """Losses of each step, written by a row that is trained once for all pairs."""
 
 
-class Fit(Protocol):
-    """A training task: `run` writes the row's file into a folder."""
-
-    def __init__(
-        self, setting: Setting, contents: Sequence[Member], styles: Sequence[Member], knobs: dict[str, Any], seed: int
-    ) -> None: ...
-
-    def run(self, folder: Path) -> None:
-        """Train, or continue from the state of an interrupted attempt."""
-
-
 @dataclass(frozen=True)
-class _Fit:
+class Fit(ABC):
+    """A training task; `run` trains, or continues from the state of an interrupted attempt.
+
+    Attributes
+    ----------
+    contents, styles : the members of a pair, or of the training split.
+    knobs : the row's section of params.yaml.
+    """
+
     setting: Setting
     contents: Sequence[Member]
     styles: Sequence[Member]
     knobs: dict[str, Any]
     seed: int
 
-    def checkpoint(self, folder: Path) -> Any:
-        from lorarar.training.checkpoint import Checkpoint
+    @abstractmethod
+    def run(self, folder: Path) -> None:
+        """Write the row's file into a folder."""
 
+    def checkpoint(self, folder: Path) -> Checkpoint:
         return Checkpoint(state(folder), stop=asked_to_stop)
 
-    def entries(self, members: Sequence[Member]) -> list[Any]:
+    def entries(self, members: Sequence[Member]) -> list[Entry]:
         return [member.load(self.setting.model, self.setting.resolution) for member in members]
 
 
-class TrainHypernet(_Fit):
+class TrainHypernet(Fit):
     """Trains the hypernetwork of LoRA.rar on all pairs of the members (Algorithm 1)."""
 
     def run(self, folder: Path) -> None:
@@ -65,7 +69,11 @@ class TrainHypernet(_Fit):
         knobs, banks = dict(self.knobs), [self.entries(members) for members in (self.contents, self.styles)]
         network = {name: knobs.pop(name) for name in ("guided", "constants", "initial", "scale", "context")}
         made = HyperNetwork.for_adapter(banks[0][0].adapter, seed=self.seed, **network)
-        with progress_bar(range(knobs["steps"]), "hypernet", unit="step", leave=False) as bar:
+        with progress_bar(knobs["steps"], "hypernet", "step", leave=False) as bar:
+
+            def show(step: int, _: Any) -> None:
+                bar.update(step - bar.n)
+
             history = train(
                 made,
                 self.setting.model.load(),
@@ -74,13 +82,13 @@ class TrainHypernet(_Fit):
                 gradient_checkpointing=self.setting.gradient_checkpointing,
                 seed=self.seed,
                 checkpoint=self.checkpoint(folder),
-                progress=lambda step, _: bar.update(step - bar.n),
+                progress=show,
             )
         made.save(folder / "hypernet.safetensors")
         write_history(folder / HISTORY, history)
 
 
-class FitZipLoRA(_Fit):
+class FitZipLoRA(Fit):
     """Fits the coefficients of ZipLoRA to one pair."""
 
     def run(self, folder: Path) -> None:
@@ -101,7 +109,7 @@ class FitZipLoRA(_Fit):
         columns.save(folder / "coefficients.safetensors", coefficients, {"method": "ziplora"})
 
 
-class TrainJoint(_Fit):
+class TrainJoint(Fit):
     """Trains one LoRA on the pictures of subject and style."""
 
     def run(self, folder: Path) -> None:

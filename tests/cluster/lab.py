@@ -116,18 +116,14 @@ class Cluster:
 PROJECT = '''
 """Tasks that take a while, step by step, and note what they do."""
 
-import json
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.job import asked_to_stop
-from slurm.store import Store
-from slurm.resources import Resources
-from slurm.task import Task, TaskError, state
+from slurm.task import state
 
 
 def note(text):
@@ -137,14 +133,15 @@ def note(text):
 
 @dataclass(frozen=True)
 class Count:
+    """Count tenths of seconds, from where an earlier attempt was."""
+
     name: str
     seconds: float = 1.0
     fail: bool = False
     die: int = 0
     eat: int = 0
 
-    def run(self, folder):
-        """Count tenths of self.seconds, from where an earlier attempt was."""
+    def run(self, folder: Path) -> None:
         memory = state(folder)
         done = int(memory.read_text()) if memory.exists() else 0
         note(f"begin {self.name} {done} {os.environ.get('SLURM_JOB_ID')} {os.getpid()}")
@@ -165,17 +162,27 @@ class Count:
                 raise RuntimeError("asked to stop")
         (folder / "number").write_text(str(round(self.seconds * 10)))
         note(f"end {self.name}")
+'''
+MAIN = '''
+"""Send the tasks of the command line to the cluster."""
 
+import json
+import sys
+from pathlib import Path
 
-def main():
-    settings = json.loads(sys.argv[1])
-    resources = {"minutes": 5, "memory_gb": 0.5, "cpus": 1, "gpus": 0, "parallel": 9, "retries": 2, "tasks_per_job": 1}
-    tasks = [Task(name, Count(name, **arguments)) for name, arguments in settings["tasks"].items()]
-    try:
-        store = Store(Path(".work/lab/count"), "1")
-        store.run(tasks, Resources(**(resources | settings["resources"])), "count", "slurm")
-    except TaskError as error:
-        sys.exit(f"error: {error}")
+from slurm.resources import Resources
+from slurm.store import Store
+from slurm.task import Task, TaskError
+from work.tasks import Count
+
+settings = json.loads(sys.argv[1])
+resources = {"minutes": 5, "memory_gb": 0.5, "cpus": 1, "gpus": 0, "parallel": 9, "retries": 2, "tasks_per_job": 1}
+tasks = [Task(name, Count(name, **arguments)) for name, arguments in settings["tasks"].items()]
+try:
+    store = Store(Path(".work/lab/count"), "1")
+    store.run(tasks, Resources(**(resources | settings["resources"])), "count", "slurm")
+except TaskError as error:
+    sys.exit(f"error: {error}")
 '''
 
 
@@ -188,12 +195,13 @@ class Project:
         (folder / "work").mkdir()
         (folder / "work/__init__.py").touch()
         (folder / "work/tasks.py").write_text(PROJECT)
+        (folder / "work/__main__.py").write_text(MAIN)
 
     def begin(self, tasks: dict[str, dict[str, Any]], **resources: Any) -> subprocess.Popen[str]:
         """Start a driver."""
         settings = json.dumps({"tasks": tasks, "resources": resources})
         return subprocess.Popen(
-            [sys.executable, "-c", "from work.tasks import main; main()", settings],
+            [sys.executable, "-m", "work", settings],
             cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from slurm.fanout import Executor
 from slurm.local import call_all
 from slurm.resources import Resources
 from slurm.store import Store
-from slurm.task import RECORD, Changed, Task, TaskError, paths_sha256, perform, read_record, state
+from slurm.task import RECORD, Changed, Task, TaskError, Work, paths_sha256, perform, read_record, state
 
 ROOT = Path(__file__).parents[2]
 SMALL = Resources(minutes=1, memory_gb=1, cpus=1, gpus=0, parallel=2, retries=1, tasks_per_job=1)
@@ -42,7 +44,20 @@ class Write:
             raise ValueError("bad text")
 
 
-def die() -> None:
+class Other(Write):
+    """The same fields, but another class."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    source: Path
+    to: Write
+
+    def run(self, folder: Path) -> None:
+        shutil.copyfile(self.source, folder / self.to.text)
+
+
+def die(number: int) -> int:
     os._exit(7)
 
 
@@ -55,18 +70,27 @@ def test_results_come_in_the_order_of_the_tasks_from_single_thread_workers() -> 
     assert os.environ.get("OMP_NUM_THREADS") == before
 
 
-def test_workers_stay_for_the_next_call_and_a_failure_ends_them() -> None:
-    calls = {str(n): {"number": n} for n in range(4)}
-    first, second = ({pid for _, _, pid in call_all(calls, square, 1, "squares")} for _ in range(2))
-    assert first == second
+def workers(number: int, calls: int) -> set[int]:
+    return {pid for *_, pid in call_all({str(n): {"number": n} for n in range(calls)}, square, number, "squares")}
+
+
+def test_workers_stay_for_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first,) = workers(3, 1)
+    second = workers(3, 4)
+    assert first in second | workers(3, 4) and len(second) <= 3
+    alone = workers(1, 4)
+    assert len(alone) == 1 and first not in alone, "another number of workers is another pool"
+    assert workers(1, 1) == alone
+    monkeypatch.chdir(tmp_path)
+    assert workers(1, 1) != alone, "relative paths would be those of the former folder"
+
+
+@pytest.mark.parametrize("end", [refuse, die])
+def test_after_an_error_no_worker_stays(end: Callable[..., int]) -> None:
+    (before,) = workers(1, 1)
     with pytest.raises(TaskError):
-        call_all(calls, refuse, 1, "refusals")
-    assert {pid for _, _, pid in call_all(calls, square, 1, "squares")}.isdisjoint(first)
-
-
-def test_work_of_a_script_is_refused_as_no_other_process_could_import_it() -> None:
-    with pytest.raises(TypeError, match="Write is of a script"):
-        Task("a", type("Write", (), {"__module__": "__main__"})())
+        call_all({"1": {"number": 1}}, end, 1, "errors")
+    assert not alive(before) and workers(1, 1) != {before}
 
 
 def test_no_task_starts_no_worker() -> None:
@@ -82,12 +106,30 @@ def test_the_first_error_is_one_line_that_names_the_task() -> None:
 
 def test_a_worker_that_dies_is_an_error_not_a_hang() -> None:
     with pytest.raises(TaskError, match="a worker process died"):
-        call_all({"only": {}}, die, 1, "deaths")
+        call_all({"only": {"number": 1}}, die, 1, "deaths")
 
 
 def run(root: Path, *texts: str, code: str = "1", executor: Executor = "inline", reads: list[Path] | None = None):
     tasks = [Task(text, Write(text), reads or []) for text in texts]
     return Store(root, code).run(tasks, SMALL, "texts", executor)
+
+
+def test_a_task_is_known_by_its_class_and_its_fields() -> None:
+    def key(work: Work) -> str:
+        return Store(Path(), "1").plan([Task("a", work)])[0].key
+
+    copy = Copy(Path("a"), Write("b"))
+    works: list[Work] = [Write("a"), Write("b"), Other("a"), copy, replace(copy, source=Path("b"))]
+    assert len({key(work) for work in [*works, replace(copy, to=Write("a"))]}) == 6
+    assert key(copy) == key(Copy(Path("a"), Write("b")))
+    with pytest.raises(TypeError):
+        key(Copy({"no": "JSON"}, {"a", "set"}))  # type: ignore[arg-type]
+
+
+def test_work_that_other_processes_cannot_import_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Write, "__module__", "__main__")
+    with pytest.raises(TypeError, match=r"^dog: Write is a class of the running script .*; import it from its module$"):
+        Task("dog", Write("a"))
 
 
 def test_the_store_does_only_what_is_missing(tmp_path: Path) -> None:
@@ -181,7 +223,7 @@ def test_the_state_of_a_task_outlives_its_attempts_and_goes_when_it_is_done(tmp_
     assert not state(folder).exists()
 
 
-def test_paths_sha256_sees_names_and_contents(tmp_path: Path) -> None:
+def test_the_hash_of_paths_sees_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     (tmp_path / "b").write_text("2")
     first = paths_sha256([tmp_path])
@@ -190,8 +232,8 @@ def test_paths_sha256_sees_names_and_contents(tmp_path: Path) -> None:
     assert paths_sha256([tmp_path]) != first
 
 
-SLEEPER = """
-import os, sys, time
+INTERRUPTED = """
+import sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from slurm.store import Store
@@ -203,10 +245,11 @@ class Sleep:
     seconds: int
 
     def run(self, folder):
-        (folder / "pid").write_text(str(os.getpid()))
+        (folder / "pid").write_text(str(__import__("os").getpid()))
         time.sleep(self.seconds)
 
-def main():
+if __name__ == "__main__":
+    from script import Sleep  # not that of __main__
     tasks = [Task(str(seconds), Sleep(seconds)) for seconds in (0, 600, 601)]
     small = Resources(minutes=1, memory_gb=1, cpus=1, gpus=0, parallel=2, retries=1, tasks_per_job=1)
     try:
@@ -218,9 +261,8 @@ def main():
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupt_keeps_finished_tasks_and_leaves_no_worker(tmp_path: Path, how: signal.Signals) -> None:
-    (tmp_path / "sleeper.py").write_text(SLEEPER)
     script = tmp_path / "script.py"
-    script.write_text("import sleeper\nif __name__ == '__main__':\n    sleeper.main()\n")
+    script.write_text(INTERRUPTED)
     store = tmp_path / "store"
     process = subprocess.Popen(
         [sys.executable, str(script), str(store)],

@@ -132,7 +132,8 @@ def whole_files(folder: Path) -> Iterator[Path]:
 def _matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Weights of linear and convolutional layers, and everything else that is trained."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    matrices = list(dict.fromkeys(layer.weight for layer in layers if layer.weight.requires_grad))
+    weights = [layer.weight for layer in layers if isinstance(layer.weight, nn.Parameter)]
+    matrices = list(dict.fromkeys(weight for weight in weights if weight.requires_grad))
     known = set(matrices)
     return matrices, [p for p in model.parameters() if p.requires_grad and p not in known]
 
