@@ -1,4 +1,4 @@
-"""What the benchmark would take with more adapters: hours, bytes and files at 56, 1,000 and 100,000.
+"""Forecasts the benchmark's cost with more adapters: hours, bytes and files at 56, 1,000 and 100,000.
 
 Units are measured: seconds and bytes of a task in the records below .work, what keeping tasks and hashing files takes
 on folders made for it. Everything else is multiplication, so the last column says how each term grows.

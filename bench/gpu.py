@@ -1,4 +1,4 @@
-"""What the trainings and images of SDXL and KOALA-700m take on a GPU, at the settings of params.yaml.
+"""Measures trainings and images of SDXL and KOALA-700m on a GPU, at the settings of params.yaml.
 
 Weights are random, which changes neither time nor memory: LoRAs and the loss at the first steps are checked to be
 numbers, and no more is said of what comes out. Text encoders are left out: they run once for each prompt. For each

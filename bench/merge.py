@@ -1,4 +1,4 @@
-"""How fast merging is: the released algorithm, ours and peft's, side by side at the full size of SDXL.
+"""Measures how fast merging is: the released algorithm, ours and peft's, side by side at the full size of SDXL.
 
 560 attention projections, rank 64, random factors. Each contestant runs in turn, several rounds, and medians are
 compared. The last line of the output is one JSON object with the figures.

@@ -28,7 +28,7 @@ app.add_typer(study, name="study")
 
 
 class Format(StrEnum):
-    """How a LoRA file names its tensors."""
+    """Names of the tensors in a LoRA file."""
 
     diffusers = "diffusers"
     peft = "peft"
@@ -37,7 +37,7 @@ class Format(StrEnum):
 
 
 class Dtype(StrEnum):
-    """How a LoRA file stores its numbers."""
+    """Precision of the numbers in a LoRA file."""
 
     fp32 = "fp32"
     fp16 = "fp16"
@@ -45,9 +45,9 @@ class Dtype(StrEnum):
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.", show_default=False)]
-Layout = Annotated[Format, typer.Option("--format", "-f", help="Names of the tensors written.")]
+Layout = Annotated[Format, typer.Option("--format", "-f", help="Output format.")]
 Numbers = Annotated[
-    Dtype | None, typer.Option("--dtype", "-d", help="Numbers written; by default as the content file's.")
+    Dtype | None, typer.Option("--dtype", "-d", help="Output precision; default: that of the content file.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 
@@ -120,7 +120,9 @@ def generate(
     ] = None,
     base: Annotated[Path | None, typer.Option(help="Folder of the base model; the miniature by default.")] = None,
     hypernet: Annotated[Path | None, typer.Option(help="For method lorarar with another base.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What the LoRAs were trained on; of examples it is known.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text prompt, such as 'a sks cat in oil style'; filled in for the examples.")
+    ] = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Pictures by each method.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of the first picture.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Of sampling.")] = 25,
@@ -172,8 +174,8 @@ def inspect(
         total = sum(norm**2 for norm in norms.values()) ** 0.5
         largest = max(norms, key=norms.__getitem__)
         typer.echo(f"norm of all updates: {total:.4g}; largest: {norms[largest]:.4g} in {largest}")
-    if adapter.rest:
-        typer.echo(f"other layers, carried over by a merge: {len(adapter.rest)}, such as {min(adapter.rest)}")
+    if adapter.unmerged:
+        typer.echo(f"other layers, carried over by a merge: {len(adapter.unmerged)}, such as {min(adapter.unmerged)}")
     for key, value in sorted(adapter.metadata.items()):
         typer.echo(printable(f"{key}: {value if len(value) <= 200 else value[:200] + ' ...'}"))
     if layers:
@@ -223,17 +225,17 @@ def convert(
     """Write a LoRA file in another format; alpha is folded into the factors."""
     from lorarar.files import refuse_existing
     from lorarar.lora.adapter import Adapter
-    from lorarar.lora.formats import beside
+    from lorarar.lora.formats import sidecars
     from lorarar.merge.api import DTYPES
 
-    for path in (out, *beside(out, format.value)):
+    for path in (out, *sidecars(out, format.value)):
         refuse_existing(path, force, file)
     adapter = Adapter.load(file)
-    for path in beside(out, format.value):
-        refuse_existing(path, True, *beside(file, adapter.format))
+    for path in sidecars(out, format.value):
+        refuse_existing(path, True, *sidecars(file, adapter.format))
     adapter.check(str(file))
     adapter.save(out, format=format.value, dtype=DTYPES[dtype.value] if dtype else None)
-    typer.echo(f"{out}: {len(adapter.layers) + len(adapter.rest)} layers in {format.value} format")
+    typer.echo(f"{out}: {len(adapter.layers) + len(adapter.unmerged)} layers in {format.value} format")
 
 
 @app.command(
@@ -268,7 +270,7 @@ def score(
     clip: Annotated[str | None, typer.Option(help="CLIP-I by this model: a folder, or NAME:TAG of open_clip.")] = None,
     dino: Annotated[str | None, typer.Option(help="DINO by this model: a folder, or its name on the hub.")] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Table to write; its figures go to a .json beside it.")
+        Path, typer.Option("--out", "-o", help="Table to write; the figures go to a .json file with the same name.")
     ] = Path("scores.csv"),
     cache: Annotated[
         Path | None, typer.Option(help="Folder of the judge's verdicts; by default one for all of a user's runs.")
@@ -281,7 +283,7 @@ def score(
     ] = False,
     force: Force = False,
 ) -> None:
-    """Score pictures of one's own: MARS², CLIP-I, CLIP-T and DINO. A judge is asked nothing twice."""
+    """Score pictures of one's own: MARS², CLIP-I, CLIP-T and DINO. Answers are cached: no question is asked twice."""
     from lorarar.device import best_device
     from lorarar.files import refuse_existing
     from lorarar.scoring.folder import FIGURES, PROMPTS

@@ -15,7 +15,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def each(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+def map_layers(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
     """`function(*item)` of every item, in order: as many at a time as torch has threads, and each with one thread.
 
     The layers of an adapter are many small products, which finish sooner side by side than one after another with all
@@ -40,7 +40,7 @@ def each(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """No products on several cores: of small ones, and beside other threads, they take longer than on one."""
+    """Keep products on one core: small ones, and those of several threads, take longer on many."""
     count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -70,7 +70,7 @@ def main(context: Context) -> None:
 
 
 def _grid(path: Path, one: panels.Evidence, pairs: list[Pair]) -> None:
-    """First image of every method, whether it is a good one or not, beside the references."""
+    """The references and the first image of every method, good or not."""
     rows = []
     for subject, style in pairs:
         looks = [one.look(name, (subject.name, style.name), 0) for name in ("subject", "style", *one.metrics)]

@@ -91,15 +91,15 @@ def test_what_is_not_merged_is_carried_over():
         return torch.einsum("orxy,rihw->oihw", factors.up, factors.down)
 
     text = make(2, seed=5, shapes={"text_encoder.q": (4, 4)}).layers
-    one = Adapter(content.layers, rest={"conv": conv(2, 6)} | text)
-    other = Adapter(style.layers, rest={"conv": conv(3, 7)})
-    rest = linear.average(one, other, dtype=torch.float64).rest
+    one = Adapter(content.layers, unmerged={"conv": conv(2, 6)} | text)
+    other = Adapter(style.layers, unmerged={"conv": conv(3, 7)})
+    rest = linear.average(one, other, dtype=torch.float64).unmerged
     assert rest.keys() == {"conv", "text_encoder.q"}
     assert torch.equal(rest["text_encoder.q"].delta, text["text_encoder.q"].delta)
     torch.testing.assert_close(
-        update(rest["conv"]), sum(update(a.rest["conv"]) for a in (one, other)), check_dtype=False
+        update(rest["conv"]), sum(update(a.unmerged["conv"]) for a in (one, other)), check_dtype=False
     )
-    other = Adapter(style.layers, rest={"conv": conv(3, 7, kernel=1)})
+    other = Adapter(style.layers, unmerged={"conv": conv(3, 7, kernel=1)})
     with pytest.raises(UserError, match="layer conv is 6 x 4 x 3 x 3 x 1 x 1 and 6 x 4 x 1 x 1 x 1 x 1"):
         linear.direct(one, other)
 
@@ -128,7 +128,7 @@ def test_a_lazy_merge_is_computed_while_it_is_saved(tmp_path, format):
     block = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
     shapes = {f"{block}.to_q": (8, 8), f"{block}.to_v": (8, 12), f"{block}.to_out.0": (8, 8)}
     rest = {"unet.conv_in": Factors(torch.randn(2, 4, 3, 3), torch.randn(6, 2, 1, 1))}
-    one, other = make(3, 1, shapes), Adapter(make(2, 2, shapes).layers, rest=rest)
+    one, other = make(3, 1, shapes), Adapter(make(2, 2, shapes).layers, unmerged=rest)
     del one.layers[f"{block}.to_v"]
     for merge, options in (
         (linear.average, {}),

@@ -48,19 +48,19 @@ class Adapter:
         -> its factors: the linear layers. Kept in the dtype they are stored in.
     metadata
         Free text that travels with the file.
-    rest
-        What merging does not touch: convolutions of the UNet under `unet.<path>` and layers of the text encoders
+    unmerged
+        Layers that no method merges: convolutions of the UNet under `unet.<path>` and layers of the text encoders
         under `text_encoder.<path>` and `text_encoder_2.<path>`.
     format
         The format of the file it was read from, "" if it was made in memory.
     compute
-        Of a merge that is computed while it is saved, and good for nothing else: gives the factors of a layer, called
-        `unet.<path>`, of which `layers` has dtypes and shapes alone, on the device "meta".
+        Only for lazy merges: a function that computes the factors of `unet.<path>` while saving. Until then `layers`
+        holds meta tensors, which have only dtype and shape.
     """
 
     layers: dict[str, Factors]
     metadata: dict[str, str] = field(default_factory=dict)
-    rest: dict[str, Factors] = field(default_factory=dict)
+    unmerged: dict[str, Factors] = field(default_factory=dict)
     format: str = ""
     compute: Callable[[str], Factors] | None = None
 
@@ -76,14 +76,14 @@ class Adapter:
             The file is missing, damaged or not a plain LoRA.
         """
         found, metadata, format = formats.read(path)
-        layers, rest = {}, {}
+        layers, unmerged = {}, {}
         for name, pair in found.items():
             factors = Factors(*pair)
             if name.startswith("unet.") and factors.down.ndim == 2:
                 layers[name.removeprefix("unet.")] = factors
             else:
-                rest[name] = factors
-        return cls(layers, metadata, rest, format)
+                unmerged[name] = factors
+        return cls(layers, metadata, unmerged, format)
 
     def save(self, path: Path | str, format: str = "diffusers", dtype: torch.dtype | None = None) -> None:
         """Write a safetensors file, whole or not at all; equal adapters make equal bytes.
@@ -92,7 +92,7 @@ class Adapter:
         ----------
         format
             "diffusers", "kohya", "kohya-sgm" (SDXL's original block names) or "peft", which also writes
-            `adapter_config.json` beside the file.
+            `adapter_config.json` to the same folder.
         dtype
             That of the file; None keeps the factors' own.
 
@@ -121,9 +121,9 @@ class Adapter:
             self,
             layers={path: Factors(down.to(target), up.to(target)) for path, (down, up) in self.layers.items()},
             metadata=dict(self.metadata),
-            rest={name: Factors(down.to(target), up.to(target)) for name, (down, up) in self.rest.items()},
+            unmerged={name: Factors(down.to(target), up.to(target)) for name, (down, up) in self.unmerged.items()},
         )
 
     @property
     def _all(self) -> dict[str, Factors]:
-        return {f"unet.{path}": factors for path, factors in self.layers.items()} | self.rest
+        return {f"unet.{path}": factors for path, factors in self.layers.items()} | self.unmerged

@@ -1,4 +1,4 @@
-"""Which base model an adapter was made for, as far as the names and shapes of its layers tell."""
+"""Guesses the base model of an adapter from the names and shapes of its layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Base(NamedTuple):
-    """What a UNet's attention layers look like; levels are counted from the outermost block."""
+    """Shapes of a UNet's attention layers; levels are counted from the outermost block."""
 
     name: str
     widths: tuple[int, ...]
@@ -24,7 +24,7 @@ class Base(NamedTuple):
     text: int  # width of the text embedding
 
     def has(self, place: re.Match[str], shape: tuple[int, int]) -> bool:
-        """Whether this base has a layer there, `place` being a match of `_LAYER`, of shape (m_out, n_in)."""
+        """True if this base has a layer of shape (m_out, n_in) at `place`, a match of `_LAYER`."""
         if place["side"] == "mid":
             level, depth, attentions = -1, self.middle, 1
         else:

@@ -81,12 +81,12 @@ def write_tensors(
     places, end = {}, 0
     for key, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
         if tensor.dtype not in _DTYPES:
-            raise UserError(f"{path}: {key} is of {tensor.dtype}, which is not written; give another dtype")
+            raise UserError(f"{path}: {key} is of {tensor.dtype}, which cannot be stored; choose fp32, fp16 or bf16")
         places[key], end = end, end + tensor.nbytes
         header[key] = {"dtype": _DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [places[key], end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # so that numbers are aligned
-    with atomic(path) as temporary, open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as beside:
+    with atomic(path) as temporary, open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as background:
         on_disk, unsaved = Future[None](), 0
         on_disk.set_result(None)
 
@@ -105,12 +105,12 @@ def write_tensors(
             unsaved += tensor.nbytes
             if unsaved > BURST and on_disk.done():  # the disk need not wait for the last of them
                 on_disk.result()  # raises what the disk said
-                on_disk, unsaved = beside.submit(os.fsync, file.fileno()), 0
+                on_disk, unsaved = background.submit(os.fsync, file.fileno()), 0
         on_disk.result()
 
 
 def _is_pickle(path: Path | str) -> bool:
-    """Whether a file that is not safetensors begins as torch.save's do: a zip archive, or pickle's protocol mark."""
+    """True if a file begins like torch.save's: with a zip archive, or with pickle's protocol mark."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)

@@ -61,7 +61,7 @@ def keys(layers: Layers) -> dict[str, Tensor]:
 
 
 def metadata(layers: Layers) -> dict[str, str]:
-    """What the file must say of alpha: nothing, if each component has one rank.
+    """The metadata that tells alpha: none, if each component has one rank.
 
     Where nothing is said and ranks differ, older versions of diffusers take the rank of one layer for the alpha of all.
     """

@@ -1,4 +1,4 @@
-"""From a file's tensors to the factors of each layer, with alpha folded in exactly once."""
+"""Pairs a file's tensors to the factors of each layer and folds alpha in exactly once."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Layers = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether no number of it is NaN or infinite."""
-    # The sum of many finite numbers is finite, but for numbers that no training makes; and it is quickly taken.
+    """True if no number is NaN or infinite."""
+    # The sum is fast to take, and finite for all finite numbers that a training makes.
     return isfinite(tensor.sum(dtype=torch.float32)) or bool(tensor.float().isfinite().all())
 
 

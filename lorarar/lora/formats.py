@@ -1,9 +1,8 @@
 """LoRA files on disk: safetensors in, low-rank factors out, and back.
 
-A format is a module with `PREFIXES`, how its keys begin, `FOLDED`, the metadata whose meaning reading uses up,
-`parse(tensors, metadata, source)` and `keys(layers)`. All know a layer by its component and the module path in it:
-`unet.<path>`, `text_encoder.<path>` or `text_encoder_2.<path>`. What every format shares, the safetensors container
-and its failures, is here.
+A format is a module with `PREFIXES`, how its keys begin, `FOLDED`, the metadata keys that reading applies (alpha) and
+drops, `parse(tensors, metadata, source)` and `keys(layers)`. All know a layer by its component and the module path in
+it: `unet.<path>`, `text_encoder.<path>` or `text_encoder_2.<path>`.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def write(
 ) -> None:
     """Write factors with alpha = rank; equal inputs make equal bytes.
 
-    Beside a peft file its `adapter_config.json` is written. "kohya-sgm" is kohya with SDXL's original block names.
+    A peft file gets an `adapter_config.json` in its folder. "kohya-sgm" is kohya with SDXL's original block names.
 
     Parameters
     ----------
@@ -102,13 +101,13 @@ def write(
             yield from keys({layer: compute(layer) if compute and factors[0].is_meta else factors}).items()
 
     with ExitStack() as all_or_nothing:
-        for other in beside(path, format):
+        for other in sidecars(path, format):
             write_json(all_or_nothing.enter_context(atomic(other)), configuration)
         container.write_tensors(path, keys(layers), {**metadata, **extra}, computed())
 
 
-def beside(path: Path | str, format: str) -> list[Path]:
-    """What `write` writes beside `path`: peft keeps its configuration in a file of its own."""
+def sidecars(path: Path | str, format: str) -> list[Path]:
+    """The further files that `write` makes for `path`: peft keeps its configuration in one."""
     return [Path(path).with_name(peft.CONFIGURATION)] if format == "peft" else []
 
 

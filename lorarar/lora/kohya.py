@@ -22,7 +22,7 @@ FOLDED = frozenset({"ss_network_alpha"})
 PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 
 _COMPONENTS = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
-# Of text_encoder's two it is the later, lora_te1, that is written.
+# text_encoder has two prefixes; the later one, lora_te1, is written.
 _PREFIX = {component: prefix for prefix, component in _COMPONENTS.items()}
 _KEY = re.compile(
     rf"(?P<component>{'|'.join(_COMPONENTS)})_(?P<name>.+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)"

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Layers:
-    """Layer -> (down, up), scaled as `adapter_config.json` beside the file `source` says."""
+    """Layer -> (down, up), scaled as `adapter_config.json` in the folder of the file `source` says."""
     beside = Path(source).with_name(CONFIGURATION)
     configuration: dict[str, Any] = {}
     try:
@@ -67,7 +67,7 @@ def adapter_config(layers: Layers) -> dict[str, Any]:
 
 
 def configuration(layers: Layers) -> dict[str, Any]:
-    """What `LoraConfig` needs for layers, here by their paths in one model, whose alpha is their rank."""
+    """The entries of `LoraConfig` for layers of one model, by their paths; alpha is the rank."""
     ranks = {path: down.shape[0] for path, (down, _) in sorted(layers.items())}
     usual = mode(sorted(ranks.values()))
     others = {path: rank for path, rank in ranks.items() if rank != usual}

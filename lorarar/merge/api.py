@@ -1,4 +1,4 @@
-"""From two LoRA files to one: what the command `lorarar merge` and the function `lorarar.merge` do."""
+"""Merges two LoRA files into one: the command `lorarar merge` and the function `lorarar.merge`."""
 
 from __future__ import annotations
 
@@ -87,28 +87,28 @@ def merge_files(
     Returns
     -------
     list of str
-        What the user should know beside success: layers carried over, the error of an approximation.
+        Notes for the user: layers carried over, the error of an approximation.
 
     Raises
     ------
     UserError
         As `merge`, or `out` exists and `force` is not given. Nothing is written then.
     """
-    for path in (out, *formats.beside(out, format)):
+    for path in (out, *formats.sidecars(out, format)):
         refuse_existing(path, force, content, style)
     given = dict(options or {})
     recorded = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     row = _method(method, given)
     if row.schedule and format != "diffusers":
-        raise UserError(f"method {method}: its result is no LoRA but a schedule of two, in no format; leave it out")
-    with ThreadPoolExecutor(2) as beside:
-        checksums = [beside.submit(sha256, path) for path in (content, style)]  # while all else goes on
+        raise UserError(f"method {method}: writes a schedule, not a LoRA, so --format does not apply; leave it out")
+    with ThreadPoolExecutor(2) as background:
+        checksums = [background.submit(sha256, path) for path in (content, style)]
         adapters = _read(content, style, check=not row.lazy)
         named = list(zip((content, style), adapters, strict=True))
-        read = [file for path, adapter in named for file in formats.beside(path, adapter.format)]
-        for path in formats.beside(out, format):
+        read = [file for path, adapter in named for file in formats.sidecars(path, adapter.format)]
+        for path in formats.sidecars(out, format):
             refuse_existing(path, True, *read)
-        first = next(iter((adapters[0].layers | adapters[0].rest).values()))
+        first = next(iter((adapters[0].layers | adapters[0].unmerged).values()))
         lazy = {"lazy": True} if row.lazy else {}
         merged = row.merge(*adapters, **given, **lazy, dtype=DTYPES[dtype] if dtype else first.down.dtype)
     sources = [{"file": path.name, "sha256": c.result()} for path, c in zip((content, style), checksums, strict=True)]
@@ -122,7 +122,7 @@ def merge_files(
     if isinstance(merged, Schedule):
         merged.save(out)
         return ["K-LoRA's result is a schedule, not one LoRA: this file is for `lorarar`, not for other tools"]
-    ranks = {factors.rank for factors in (merged.layers | merged.rest).values()}
+    ranks = {factors.rank for factors in (merged.layers | merged.unmerged).values()}
     merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(ranks)))
     try:
         with one_thread():
@@ -132,9 +132,9 @@ def merge_files(
             adapter.check(str(path))
         raise
     notes = []
-    if merged.rest:
+    if merged.unmerged:
         of = "text encoders or convolutions (summed where both files have them)"
-        notes.append(f"carried over unmerged: {len(merged.rest)} layers of {of}")
+        notes.append(f"carried over unmerged: {len(merged.unmerged)} layers of {of}")
     if "relative_error" in merged.metadata:
         notes.append(f"relative error of the approximation: {float(merged.metadata['relative_error']):.3g}")
     return notes

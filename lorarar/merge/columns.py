@@ -18,7 +18,7 @@ from torch import Tensor
 from lorarar.errors import UserError
 from lorarar.lora import container
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.parallel import each
+from lorarar.parallel import map_layers
 
 Coefficients = dict[str, tuple[Tensor, Tensor]]
 """Module path -> (m_c, m_s), each (n_in,)."""
@@ -61,11 +61,11 @@ def merge(
     def of(path: str) -> Factors:
         return concatenate(*both[path], *coefficients.get(path, default), dtype=dtype)
 
-    rest = carry(content, style, dtype)
+    rest = add_unmerged(content, style, dtype)
     if lazy:
-        layers = {path: _room(*two, dtype, "meta") for path, two in both.items()}
-        return Adapter(layers, rest=rest, compute=lambda name: of(name.removeprefix("unet.")))
-    return Adapter(dict(zip(both, each(of, zip(both)), strict=True)), rest=rest)
+        layers = {path: _empty(*two, dtype, "meta") for path, two in both.items()}
+        return Adapter(layers, unmerged=rest, compute=lambda name: of(name.removeprefix("unet.")))
+    return Adapter(dict(zip(both, map_layers(of, zip(both)), strict=True)), unmerged=rest)
 
 
 def concatenate(
@@ -78,7 +78,7 @@ def concatenate(
 ) -> Factors:
     """[up_c up_s] [down_c diag(m_c); down_s diag(m_s)]; with constants also of convolutions, whose factors are 4-d."""
     # Written into place: at SDXL's size a further copy of everything is what would take the time.
-    down, up = room = _room(content, style, dtype, content.down.device)
+    down, up = room = _empty(content, style, dtype, content.down.device)
     down[: content.rank] = content.down.float() * m_c
     down[content.rank :] = style.down.float() * m_s
     up[:, : content.rank] = content.up
@@ -91,9 +91,9 @@ def pairs(content: Adapter, style: Adapter) -> Iterator[tuple[str, Factors, Fact
     return _pairs(content.layers, style.layers)
 
 
-def carry(content: Adapter, style: Adapter, dtype: torch.dtype = torch.float32) -> dict[str, Factors]:
-    """What no method merges, text encoders and convolutions: of one adapter as it is, of both the sum of updates."""
-    return {path: concatenate(c, s, dtype=dtype) for path, c, s in _pairs(content.rest, style.rest)}
+def add_unmerged(content: Adapter, style: Adapter, dtype: torch.dtype = torch.float32) -> dict[str, Factors]:
+    """Text encoders and convolutions, which no method merges: one adapter's as they are, both adapters' summed."""
+    return {path: concatenate(c, s, dtype=dtype) for path, c, s in _pairs(content.unmerged, style.unmerged)}
 
 
 def save(path: Path | str, coefficients: Mapping[str, tuple[Tensor, Tensor]], metadata: Mapping[str, str]) -> None:
@@ -127,7 +127,7 @@ def _pairs(content: Mapping[str, Factors], style: Mapping[str, Factors]) -> Iter
         yield path, c, s
 
 
-def _room(content: Factors, style: Factors, dtype: torch.dtype, device: torch.device | str) -> Factors:
+def _empty(content: Factors, style: Factors, dtype: torch.dtype, device: torch.device | str) -> Factors:
     """Factors of rank r_c + r_s with nothing in them yet."""
     rank = content.rank + style.rank
     return Factors(

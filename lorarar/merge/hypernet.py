@@ -16,7 +16,7 @@ from lorarar.errors import UserError
 from lorarar.lora import container
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge.columns import Coefficients, pairs
-from lorarar.parallel import Scratch, each
+from lorarar.parallel import Scratch, map_layers
 
 Context = Literal["none", "mean", "attention"]
 GUIDED = ("to_q", "to_out.0")
@@ -95,7 +95,7 @@ class HyperNetwork(nn.Module):
     def coefficients(self, content: Adapter, style: Adapter) -> Coefficients:
         """(m_c, m_s) of every guided layer that both adapters have.
 
-        A network of bfloat16 computes in float32 on a CPU that is faster in it, but for gradients.
+        On a CPU where float32 is faster, a bfloat16 network is converted first (not while training).
 
         Raises
         ------
@@ -113,7 +113,7 @@ class HyperNetwork(nn.Module):
             raise UserError(f"the adapters share no layer that ends in {' or '.join(self.guided)}: nothing to guide")
         weights = {width: self._weights(width) for width in {c.up.shape[0] for c, _ in guided.values()}}
         scratch = None if torch.is_grad_enabled() else Scratch(next(self.parameters()))
-        found = each(lambda c, s: factored(weights[c.up.shape[0]], c, s, scratch), guided.values())
+        found = map_layers(lambda c, s: factored(weights[c.up.shape[0]], c, s, scratch), guided.values())
         return {path: (m_c, m_s) for path, (m_c, m_s) in zip(guided, found, strict=True)}
 
     def save(self, path: Path | str) -> None:
@@ -164,7 +164,7 @@ class HyperNetwork(nn.Module):
 
 
 class Mixture(nn.Module):
-    """What a column's hidden units take from those of all columns of the layer: nothing before training.
+    """Mixes the hidden units of all columns of a layer into each column's: nothing before training.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ class Mixture(nn.Module):
 
 
 class Weights(NamedTuple):
-    """What the network knows of one layer width m, with h hidden units."""
+    """The network's weights for one layer width m, with h hidden units."""
 
     content: Tensor  # (h, m)
     style: Tensor  # (h, m)
@@ -223,7 +223,7 @@ def factored(weights: Weights, content: Factors, style: Factors, scratch: Scratc
 
 
 def ends_with(path: str, names: Sequence[str]) -> bool:
-    """Whether the module path ends in one of the projection names."""
+    """True if the module path ends in one of the projection names."""
     return any(path.endswith(f".{name}") for name in names)
 
 
@@ -233,5 +233,5 @@ def read_pickle(path: Path | str) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except Exception:  # a damaged file fails in as many ways as there are
+    except Exception:  # damaged files raise all kinds of errors
         raise UserError(f"{path}: damaged or not a file of weights; delete it and make it again") from None

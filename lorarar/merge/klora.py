@@ -17,7 +17,7 @@ from lorarar.lora import container
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge import columns
 from lorarar.merge.options import require
-from lorarar.parallel import each
+from lorarar.parallel import map_layers
 
 Variant = Literal["s", "s*"]
 # Progress and turns are rounded differently: a step that falls on a turn is past it.
@@ -48,14 +48,14 @@ class Schedule:
         for path, turns in self.turns.items():
             if sum(turn <= progress + ROUNDING for turn in turns) % 2:
                 layers[path] = self.style.layers[path]
-        return Adapter(layers, rest=self._rest)
+        return Adapter(layers, unmerged=self._rest)
 
     def save(self, path: Path | str) -> None:
         """Write both adapters and the turns to one safetensors file, whole or not at all."""
         tensors = {
             f"{name}.{part}.{layer}.{side}": tensor
             for name, adapter in (("content", self.content), ("style", self.style))
-            for part, table in (("layers", adapter.layers), ("rest", adapter.rest))
+            for part, table in (("layers", adapter.layers), ("rest", adapter.unmerged))
             for layer, factors in table.items()
             for side, tensor in zip(Factors._fields, factors, strict=True)
         }
@@ -73,12 +73,12 @@ class Schedule:
                 found[name, part][layer] = Factors(tensors[f"{stem}.down"], tensors[f"{stem}.up"])
         except (KeyError, ValueError):
             raise UserError(f"{path}: not a schedule of two adapters; give a file that K-LoRA made") from None
-        content, style = (Adapter(found[name, "layers"], rest=found[name, "rest"]) for name in ("content", "style"))
+        content, style = (Adapter(found[name, "layers"], unmerged=found[name, "rest"]) for name in ("content", "style"))
         return cls(content, style, turns, metadata)
 
     @cached_property
     def _rest(self) -> dict[str, Factors]:
-        return columns.carry(self.content, self.style)
+        return columns.add_unmerged(self.content, self.style)
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def merge(
     if beta is None:
         beta = 0.85 * alpha if variant == "s*" else 0.5
     shared = {path: (c, s) for path, c, s in columns.pairs(content, style) if c.rank and s.rank}
-    sums = dict(zip(shared, each(_sums, shared.values()), strict=True))
+    sums = dict(zip(shared, map_layers(_sums, shared.values()), strict=True))
     total_c, total_s = (sum(both[side].total for both in sums.values()) for side in (0, 1))
     turns = {}
     for path, (of_c, of_s) in sums.items():
@@ -141,7 +141,7 @@ def _sums(*both: Factors) -> list[_Sums]:
 
 
 def _turns(ratio: float, offset: float, variant: Variant) -> tuple[float, ...]:
-    """Where ratio crosses progress + offset, or that modulo 1 in the variant "s*"; both divided by alpha."""
+    """Progress values where ratio crosses progress + offset, modulo 1 in the variant "s*"; both divided by alpha."""
     if variant == "s":
         turns = [ratio - offset]
     else:

@@ -1,4 +1,4 @@
-"""From a merge of one layer to a merge of adapters."""
+"""Merges adapters layer by layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LayerMerge = Callable[[str, Factors, Factors], Factors | Truncated]
 
 
 @torch.no_grad()
-def lift(merge_layer: LayerMerge, content: Adapter, style: Adapter, dtype: torch.dtype) -> Adapter:
+def merge_layerwise(merge_layer: LayerMerge, content: Adapter, style: Adapter, dtype: torch.dtype) -> Adapter:
     """Merge layer by layer, each cast to `dtype` at once, so that only one is held in float32.
 
     Returns
@@ -49,4 +49,4 @@ def lift(merge_layer: LayerMerge, content: Adapter, style: Adapter, dtype: torch
         layers[path] = Factors(merged.down.to(dtype), merged.up.to(dtype))
     error = math.sqrt(sum(lost) / (sum(whole) or 1.0))
     metadata = {"relative_error": f"{error:.6g}"} if whole else {}
-    return Adapter(layers, metadata, rest=columns.carry(content, style, dtype))
+    return Adapter(layers, metadata, unmerged=columns.add_unmerged(content, style, dtype))

@@ -8,7 +8,7 @@ import torch
 
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge import columns
-from lorarar.merge.layerwise import lift
+from lorarar.merge.layerwise import merge_layerwise
 from lorarar.merge.options import require
 from lorarar.merge.svd import decompose
 
@@ -42,4 +42,4 @@ def merge(
         vh = vh[sigma > sigma.norm() * max(vh.shape) * torch.finfo(sigma.dtype).eps]
         return columns.concatenate(Factors(c.down - strength * (c.down @ vh.T) @ vh, c.up), s)
 
-    return lift(merge_layer, content, style, dtype)
+    return merge_layerwise(merge_layer, content, style, dtype)

@@ -1,4 +1,4 @@
-"""Every merging method, one row each. To add one, write its function beside this file and add its row."""
+"""Every merging method, one row each. To add one, write its function in this folder and add its row."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Method:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the user may set, with its default: keywords of `merge` but those the benchmark or the command gives."""
+        """Options with their defaults: keywords of `merge`, except those that the benchmark or the command gives."""
         parameters = inspect.signature(self.merge).parameters.values()
         return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in ("dtype", "lazy")}
 
     @property
     def lazy(self) -> bool:
-        """Whether `merge` takes `lazy`, to leave it to `Adapter.save` to compute the layers."""
+        """True if `merge` takes `lazy`, which leaves the computation of the layers to `Adapter.save`."""
         return "lazy" in inspect.signature(self.merge).parameters
 
 

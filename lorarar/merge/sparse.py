@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge.layerwise import Truncated, lift
+from lorarar.merge.layerwise import Truncated, merge_layerwise
 from lorarar.merge.options import require, require_rank, require_weights
 from lorarar.merge.svd import truncate
 from lorarar.randomness import generator
@@ -66,7 +66,7 @@ class Sparse:
         rank
             In the space "delta"; None is the layer's r_c + r_s, the size of the exact merges.
         seed
-            Of DARE. Each layer has a stream of its own, so that its result does not depend on the others.
+            Seed of DARE. Each layer has its own stream, so that its result does not depend on the others.
 
         Returns
         -------
@@ -91,7 +91,7 @@ class Sparse:
         elif majority is not None:
             raise UserError(f"majority {majority}: this method elects no sign; leave it out")
         if rank is not None and space == "factors":
-            raise UserError(f"rank {rank}: only the space delta is cut to a rank; leave it out, or choose that space")
+            raise UserError(f"rank {rank}: rank only works with space=delta; drop rank, or set space=delta")
 
         def combine(tensors: list[Tensor], scales: list[float]) -> Tensor:
             options = [majority] if majority else []
@@ -111,4 +111,4 @@ class Sparse:
                     combine([pad(up, (0, most - up.shape[1])) for up in (c.up, s.up)], roots),
                 )
 
-        return lift(merge_layer, content, style, dtype)
+        return merge_layerwise(merge_layer, content, style, dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge import columns
-from lorarar.merge.layerwise import Truncated, lift
+from lorarar.merge.layerwise import Truncated, merge_layerwise
 from lorarar.merge.options import require_rank, require_weights
 
 OVERSAMPLING = 32
@@ -48,7 +48,7 @@ def merge(
         k = rank or max(c.rank, s.rank)
         return Truncated(_cut(u, sigma, vh, k), float(sigma[k:].square().sum()), float(sigma.square().sum()))
 
-    return lift(merge_layer, content, style, dtype)
+    return merge_layerwise(merge_layer, content, style, dtype)
 
 
 def decompose(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,7 +37,7 @@ def in_the_dark(svg: str) -> str:
 
 
 def methods(metrics: Mapping[str, Figures], paper: Mapping[str, Mapping[str, float]]) -> str:
-    """MARS² average and best with intervals; beside them the paper's, on an axis of their own."""
+    """MARS² average and best with intervals, and the paper's on a separate axis."""
     names = ordered(metrics)
     published = [paper.get(PAPER_NAMES.get(name, name), {}) for name in names]
 
@@ -115,7 +115,7 @@ def settings(labels: Sequence[str], averages: Sequence[Interval], published: Seq
 
 
 def modes(found: Mapping[str, Mapping[str, Interval]]) -> str:
-    """What is wrong with images, as shares of a bar for each method."""
+    """Failure modes of images, as shares of a bar for each method."""
     names = ordered(found)
 
     def draw(figure: Any) -> None:
@@ -154,7 +154,7 @@ def columns(fitted: Sequence[Fitted], seed: int) -> str:
 
 
 def histograms(fitted: Sequence[Fitted]) -> str:
-    """How often each value of m_c and m_s is taken, in one panel for each method and side."""
+    """Histograms of m_c and m_s, in one panel for each method and side."""
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(len(fitted), 2, sharey="row", sharex="row", squeeze=False)

@@ -64,13 +64,13 @@ def examine(
         first = right[SUBJECT]
         second = [right[competitor][pair] for pair in first]
         found = paired_difference(list(first.values()), second, seed, resamples)
-        difference = Interval(*(round(value, 6) for value in found))  # a hair beside 0 is 0
+        difference = Interval(*(round(value, 6) for value in found))  # almost 0 is 0
         claims.append(Claim(competitor, difference, published, len(first), sum(map(len, first.values()))))
     return claims
 
 
 def overall(claims: Sequence[Claim]) -> Verdict:
-    """Of the whole claim, "LoRA.rar beats all of them": one competitor that is better refutes it."""
+    """Verdict on the whole claim, "LoRA.rar beats all of them": one better competitor refutes it."""
     verdicts = {claim.verdict for claim in claims}
     return "refuted" if "refuted" in verdicts else "open" if "open" in verdicts else "confirmed"
 

@@ -20,7 +20,7 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Layer:
-    """Where a layer is: `down_blocks.0`, and which projection."""
+    """Place of a layer: its block, such as `down_blocks.0`, and its projection."""
 
     block: str
     projection: str

@@ -1,4 +1,4 @@
-"""What goes wrong: where methods fail, how, and whether it is with what is unlike the training split."""
+"""Failures: where and how methods fail, and whether distance from the training split explains it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORST = 5
 
 
 def mode(row: Row) -> str:
-    """Which of `MODES` an image is."""
+    """The failure mode of an image, one of `MODES`."""
     return MODES[(not row.subject_yes) + 2 * (not row.style_yes)]
 
 

@@ -1,4 +1,4 @@
-"""What merging costs, the paper's Table 2: time to coefficients, parameters, attempts, memory."""
+"""Costs of merging, the paper's Table 2: time to coefficients, parameters, attempts, memory."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def table(measured: Mapping[str, Any], metrics: Mapping[str, Figures], paper: Mapping[str, Any], split: str) -> Table:
-    """ZipLoRA and LoRA.rar, those that were evaluated, beside the paper's figures.
+    """ZipLoRA and LoRA.rar, if evaluated, and the paper's figures.
 
     Parameters
     ----------

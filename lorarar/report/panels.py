@@ -1,4 +1,4 @@
-"""What the page shows, section by section, each with n, interval and where its numbers are."""
+"""Sections of the page, each with n, interval and the place of its numbers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Evidence:
 
 
 def results(splits: Sequence[Evidence]) -> Panel:
-    """Every method between floors and ceilings, beside the paper's figures."""
+    """Every method between floors and ceilings, and the paper's figures."""
     blocks: list[Block] = [
         Text(
             "MARS² asks of every image whether a judge finds both the right subject and the right style in it. "
@@ -179,7 +179,7 @@ def gallery(splits: Sequence[Evidence]) -> Panel:
         first = few(pairs)[:MOST_ROWS]
         others = [pair for pair in pairs if pair not in first]
         kept = others[:: ceil(len(others) / max(MOST_ROWS - len(first), 1))] if others else []
-        # What is compared most often stands beside the references: a page is narrower than all columns.
+        # Methods that are compared most often come first: a page is narrower than all columns.
         first_seen = {"truth": 0, claims.SUBJECT: 1, "ziplora": 2}
         methods = sorted(one.rows, key=lambda m: (first_seen.get(m, 3), m not in METHODS))
         columns = ["Subject", "Style", *map(title, methods)]
@@ -199,7 +199,7 @@ def few(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def learning(curve: Mapping[str, Sequence[float]]) -> Panel:
-    """How the hypernetwork learned."""
+    """Training loss of the hypernetwork."""
     if not curve:
         return Panel("learning", "Learning", [])
     steps = len(curve["step"])
@@ -254,7 +254,7 @@ def failed(splits: Sequence[Evidence]) -> Panel:
 
 
 def trusted(judge: Table | None, world: Table | None, splits: Sequence[Evidence]) -> Panel:
-    """How far judge and world can be trusted."""
+    """Trust in judge and world."""
     blocks: list[Block] = []
     if judge:
         blocks.append(Shown(judge, "tables/judge.md"))

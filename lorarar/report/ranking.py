@@ -1,4 +1,4 @@
-"""Whether the order of the methods is theirs, or the seeds', the judge's and its wording's doing."""
+"""How stable the ranking of methods is across seeds, scores, judges and wordings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def headline(rows: Mapping[str, Sequence[Row]]) -> View:
 
 
 def other_scores(rows: Mapping[str, Sequence[Row]]) -> list[View]:
-    """Scores beside MARS² average that a ranking could be read from: its soft form, and CLIP-I x DINO."""
+    """Other scores that can rank the methods: its soft form, and CLIP-I x DINO."""
     found = [
         View(
             "score",

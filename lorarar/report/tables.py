@@ -1,4 +1,4 @@
-"""Tables: this world's figures, the paper's beside them, and what they were made from."""
+"""Tables: this world's figures, the paper's for comparison, and their sources."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAPER_NAMES = {"direct": "direct_merge", "joint": "joint_training"}
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a table was made from: short hashes, and the seed."""
+    """Sources of a table: short hashes, and the seed."""
 
     base: str
     seed: int
@@ -72,7 +72,7 @@ class Table:
 
 
 def title(method: str) -> str:
-    """How tables and figures call a method or a control."""
+    """Name of a method or a control in tables and figures."""
     return METHODS[method].title if method in METHODS else CONTROLS[method].title
 
 
@@ -83,7 +83,7 @@ def mars2_table(
     judge: Figures,
     provenance: Provenance,
 ) -> Table:
-    """MARS² of every method between floors and ceilings, with the paper's Table 1 beside it.
+    """MARS² of every method between floors and ceilings, and the paper's Table 1.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def similarity_table(
     judge: Figures,
     provenance: Provenance,
 ) -> Table:
-    """CLIP-I, DINO and CLIP-T of every method, with the paper's Table A2 beside them; arguments as in `mars2_table`."""
+    """CLIP-I, DINO and CLIP-T of every method, and the paper's Table A2; arguments as in `mars2_table`."""
     names = ("clip_i", "dino", "clip_t")
     shown = ("CLIP-I", "DINO", "CLIP-T")
     header = [
@@ -290,7 +290,7 @@ def _auc(judge: Figures, kind: Kind, score: str) -> str:
 
 
 def estimate(figures: Figures, name: str) -> Interval:
-    """A figure that has its `_ci_low` and `_ci_high` beside it."""
+    """A figure with its `_ci_low` and `_ci_high`."""
     return Interval(figures[name], figures[f"{name}_ci_low"], figures[f"{name}_ci_high"])
 
 

@@ -1,4 +1,4 @@
-"""How far the judge and the miniature world can be trusted, as tables."""
+"""Tables of how far the judge and the miniature world can be trusted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHECKS = {
 
 
 def judge_table(judge: Figures, provenance: Provenance) -> Table:
-    """What the examination of the judge found, one figure a row."""
+    """Results of the judge's examination, one figure a row."""
     rows = []
     for name, words in EXAMINED.items():
         cells = []
@@ -56,7 +56,7 @@ def judge_table(judge: Figures, provenance: Provenance) -> Table:
 
 
 def world_table(found: Mapping[str, float], provenance: Provenance) -> Table:
-    """What a recogniser that knows the truth makes of the base and of single LoRAs."""
+    """Answers of a recogniser that knows the truth, about the base and single LoRAs."""
     rows = [
         [words, interval(found, name, 3), f"{found[f'{name}_n']:.0f}"]
         for name, words in CHECKS.items()
@@ -71,7 +71,7 @@ def world_table(found: Mapping[str, float], provenance: Provenance) -> Table:
 def opinions_table(
     metrics: Mapping[str, Figures], recognised: Mapping[str, Any], split: str, provenance: Provenance
 ) -> Table:
-    """MARS² beside what the recogniser says of the same images."""
+    """MARS² and the recogniser's answers about the same images."""
     known = [method for method in ordered(metrics) if f"{method}-{split}" in recognised]
     rows = []
     for method in known:

@@ -34,7 +34,7 @@ SEED = 0
 
 
 def verdicts() -> Path:
-    """Where verdicts are kept unless a folder is named."""
+    """The default folder of cached verdicts."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorarar" / "verdicts"
 
 
@@ -55,7 +55,7 @@ def score(
     device: str = "cpu",
     download: bool = False,
 ) -> dict[str, Any]:
-    """Score pictures, and write a row for each to `out` and what sums them up beside it, as `<out>.json`.
+    """Score pictures; write a row for each to `out` and the summary to `<out>.json`.
 
     Everything that can be wrong is looked at before the first picture is scored.
 

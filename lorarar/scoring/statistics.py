@@ -90,7 +90,7 @@ def wilson(successes: int, n: int, z: float = 1.959963984540054) -> Interval:
 
 
 class Accuracy(NamedTuple):
-    """How well yes/no answers agree with the truth; `balanced` = 1 - (false_yes + false_no) / 2."""
+    """Agreement of yes/no answers with the truth; `balanced` = 1 - (false_yes + false_no) / 2."""
 
     balanced: float
     false_yes: float
@@ -165,7 +165,7 @@ def rank_agreement(scores: Mapping[str, Mapping[str, float]]) -> dict[tuple[str,
 
 
 class Spread(NamedTuple):
-    """How far one score moves; `deviation` is the sample's (n - 1), `low` and `high` are the extremes."""
+    """Spread of one score; `deviation` is the sample's (n - 1), `low` and `high` are the extremes."""
 
     mean: float
     deviation: float

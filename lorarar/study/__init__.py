@@ -3,4 +3,4 @@
 from typing import Literal
 
 Scenario = Literal["random", "best"]
-"""Which image of a method stands for a pair: any, or one that the judge accepted."""
+"""Choice of a method's image for a pair: any, or one that the judge accepted."""

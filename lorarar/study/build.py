@@ -26,7 +26,7 @@ class NothingToCompare(UserError):
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a study is made from, laid out as the benchmark lays them out.
+    """Sources of a study, laid out as the benchmark lays them out.
 
     Attributes
     ----------
@@ -64,8 +64,8 @@ def build(
 ) -> Manifest:
     """Write a study: `manifest.json` and `images/`, each picture under a name that tells nothing.
 
-    One image of each method stands for a pair in all its comparisons (section 4). The names are drawn anew in every
-    build: whoever knows the seed could otherwise tell the methods by them.
+    One image of each method stands for a pair in all its comparisons (section 4). The names are drawn again in every
+    build: otherwise a person who knows the seed could tell the methods by them.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def build(
     hidden = out.with_name(f".{out.name}")
     shutil.rmtree(hidden, ignore_errors=True)
     for image, path in files.items():
-        # Written anew: what a generator leaves in a file's metadata stays behind.
+        # Written again, so that a generator's metadata stays behind.
         pictures.write(hidden / "images" / f"{image}.png", pictures.read(path))
     manifest = Manifest(
         scenario=scenario,

@@ -83,7 +83,7 @@ class Manifest(Part):
 
 @dataclass(frozen=True)
 class Slot:
-    """What a rater sees at one position of the way through: `swapped` puts an item's first option on the right."""
+    """A rater's item at one position: `swapped` puts an item's first option on the right."""
 
     item: int
     swapped: bool

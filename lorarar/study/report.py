@@ -159,7 +159,7 @@ def _raters(raters: Sequence[Mapping[str, Any]], who: str) -> list[str]:
 
 
 def title(method: str) -> str:
-    """How tables call a method: of this benchmark by its title, of others by the name the votes give."""
+    """Name of a method in tables: its title, or for methods of others the name in the votes."""
     known = METHODS.get(method) or CONTROLS.get(method)
     return known.title if known else method
 

@@ -1,4 +1,4 @@
-"""What votes say: preferences, strengths, agreement, bias, raters to look at, and how metrics correlate with them."""
+"""Results of votes: preferences, strengths, agreement, bias, raters to check, and correlation with metrics."""
 
 from __future__ import annotations
 

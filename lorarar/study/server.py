@@ -1,4 +1,4 @@
-"""The web app: one page for raters, one for whoever runs the study, and the few addresses they ask."""
+"""The web app: a page for raters, a page for the person who runs the study, and the addresses that they ask."""
 
 from __future__ import annotations
 

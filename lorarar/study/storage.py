@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS votes (
 
 
 class Refusal(Exception):
-    """What a rater asks for is not done: the message is for the rater, the status is HTTP's."""
+    """A rater's request is refused: the message is for the rater, the status is HTTP's."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -64,7 +64,7 @@ class Ballot(BaseModel):
 
 @dataclass(frozen=True)
 class Rater:
-    """Who has a link; times are seconds since 1970, in UTC."""
+    """A person with a link; times are seconds since 1970, in UTC."""
 
     name: str
     token: str
@@ -172,7 +172,7 @@ class Storage:
         return rater
 
     def slots(self, rater: Rater) -> list[Slot]:
-        """What the rater sees, position by position."""
+        """The rater's items, position by position."""
         query = "SELECT item, swapped, repeat FROM slots WHERE rater = ? ORDER BY position"
         return [Slot(item, bool(swapped), bool(repeat)) for item, swapped, repeat in self._all(query, rater.name)]
 

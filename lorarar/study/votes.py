@@ -68,7 +68,7 @@ class Vote(BaseModel):
 
     @property
     def question(self) -> tuple[Any, ...]:
-        """What was asked, whichever side each image was on."""
+        """The question, whichever side each image was on."""
         sides = sorted([(self.method_1, self.image_1 or 0), (self.method_2, self.image_2 or 0)])
         return (self.scenario, self.subject, self.style, *sides)
 

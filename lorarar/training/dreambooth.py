@@ -51,7 +51,7 @@ def train_adapter(
     eight_bit_adam
         Keep AdamW's state in 8 bits, by bitsandbytes, as the released code does.
     checkpoint
-        Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit.
+        Keeps the state and continues from it. The result equals an uninterrupted run's, bit for bit.
     progress
         Called with (steps done, loss) after each step.
 

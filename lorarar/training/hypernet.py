@@ -39,7 +39,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, MergingLoss], None] | None = None,
 ) -> list[dict[str, float]]:
-    """Train `network` in place on content-style pairs drawn anew in each step.
+    """Train `network` in place on content-style pairs that each step draws.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def train(
     gradient_checkpointing
         Trade time for memory, as SDXL at 1024 pixels needs.
     checkpoint
-        Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit: each
+        Keeps the state and continues from it. The result equals an uninterrupted run's, bit for bit: each
         step draws from its own stream, keyed by seed and step.
     progress
         Called with (steps done, losses) after each step.

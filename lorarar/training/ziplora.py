@@ -50,7 +50,7 @@ def optimise(
     gradient_checkpointing
         Trade time for memory, as SDXL at 1024 pixels needs.
     checkpoint
-        Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit.
+        Keeps the state and continues from it. The result equals an uninterrupted run's, bit for bit.
     progress
         Called with (steps done, losses) after each step.
 

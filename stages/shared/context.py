@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,8 +198,13 @@ class Context:
 
 def code_of(stage: str) -> list[str]:
     """The code that a stage runs: its dependencies in dvc.yaml that are modules or packages of this repository."""
-    deps = yaml.safe_load(present("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
+    deps = _stages(present("dvc.yaml").read_text(encoding="utf-8"))[stage]["deps"]
     return [path for path in deps if path.startswith(("lorarar/", "stages/"))]
+
+
+@lru_cache(maxsize=1)
+def _stages(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text)["stages"]
 
 
 def present(path: Path | str) -> Path:

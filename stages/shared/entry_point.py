@@ -32,9 +32,9 @@ def run(stage: Callable[..., None], *arguments: str) -> None:
     """
     # A script is the module `__main__`; its tasks travel to other processes under the module's own name.
     module = sys.modules[stage.__module__]
-    name = Path(module.__file__ or "").stem
-    stage = getattr(importlib.import_module(f"{Path(module.__file__ or '').parent.name}.{name}"), stage.__name__)
-    parser = argparse.ArgumentParser(prog=f"python -m stages.{name}")
+    full = module.__spec__.name if module.__spec__ else stage.__module__
+    stage, name = getattr(importlib.import_module(full), stage.__name__), full.rpartition(".")[2]
+    parser = argparse.ArgumentParser(prog=f"python -m {full}")
     parser.description = (module.__doc__ or "").splitlines()[0]
     parser.add_argument("--plan", action="store_true", help="show the tasks and where they would run, and do nothing")
     parser.add_argument("--cancel", action="store_true", help="on Ctrl-C also cancel the jobs that are in the queue")

@@ -42,7 +42,7 @@ ELSEWHERE = {
     "clip": ("NAME:TAG of open_clip", re.compile(r"[\w.-]+:[\w.-]+")),
     "dino": ("a name on the hub", HUB_ID),
 }
-"""How a model that is not shipped is named, in words and as a pattern."""
+"""Form of the names of models that are not shipped, in words and as a pattern."""
 
 
 class FixedSections(Section):
@@ -90,7 +90,7 @@ class Params(Section):
 
     @property
     def jobs(self) -> dict[str, Resources]:
-        """What the jobs of the chosen base ask for; a base without an entry takes its recipe's."""
+        """Resources of the chosen base's jobs; a base without an entry takes its recipe's."""
         return self.resources.get(self.base) or self.resources[self.recipe]
 
     @property
@@ -154,7 +154,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _unknown_names(content: dict[Any, Any], catalog: Catalog) -> Iterator[tuple[Key, str]]:
-    """Names of nothing: looked for in the file itself, so that they are told beside values of wrong types."""
+    """Unknown method, subject and style names. Checked on the raw YAML, so that they come together with type errors."""
     methods = [*METHODS, *CONTROLS]
     known: dict[Key, tuple[str, list[str]]] = {
         ("evaluate", "methods"): ("method", methods),
@@ -173,7 +173,7 @@ def _unknown_names(content: dict[Any, Any], catalog: Catalog) -> Iterator[tuple[
 
 
 def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str]]:
-    """What is wrong although every value has its type."""
+    """Mistakes in values that all have the right type."""
     if params.base not in params.bases:
         yield ("base",), _unknown("base", params.base, params.bases)
         return

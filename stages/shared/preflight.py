@@ -68,7 +68,7 @@ def forget_killed(table: Path) -> None:
 
 
 def _runs_dvc(pid: int) -> bool:
-    """Whether the process is there and still the DVC it was: numbers of processes are used again."""
+    """True if the process is still that DVC: process numbers are used again."""
     try:
         return any("dvc" in word for word in psutil.Process(pid).cmdline())
     except psutil.Error:

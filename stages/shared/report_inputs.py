@@ -258,7 +258,7 @@ class ReportInputs:
         return facts
 
     def facts(self) -> list[tuple[str, str]]:
-        """How everything was made."""
+        """Provenance: commit, inputs, hours, software and parameters."""
         context = self.context
         outs = {
             Path(item["path"]).name: item["md5"][:12]

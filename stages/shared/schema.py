@@ -44,7 +44,7 @@ class Training(Section):
 
 
 class DrawnBase(Section):
-    """Training of a drawn world's base from artwork. A base with all four keys has a VAE and judges of its own."""
+    """Training of a drawn world's base from artwork. A base with all four keys has its own VAE and judges."""
 
     pictures: PositiveInt
     unet_steps: PositiveInt

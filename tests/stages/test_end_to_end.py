@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chain import Change, change, content, fail, make, succeed
@@ -157,6 +158,40 @@ def test_a_missing_or_corrupt_file_is_named_in_one_line(
     (path,) = world.glob(file)
     spoiled(path)
     fail(world, path.relative_to(world).as_posix(), "python", "-m", f"stages.{stage[0]}")
+
+
+ROW = {
+    "lorarar/merge/registry.py": "from dataclasses import replace\n"
+    "METHODS['short'] = replace(METHODS['ziplora'], name='short', title='Short ZipLoRA')\n",
+    "stages/shared/schema.py": "TRAINED_KNOBS['short'] = Merger\n",
+    "stages/shared/trained.py": "from dataclasses import replace\n"
+    "TRAINED['short'] = replace(TRAINED['ziplora'], name='short', method='short')\n",
+}
+"""A method that trains, added to a copy: its row among the methods, the type of its section, its row of training."""
+
+
+def test_a_method_that_trains_is_a_row(world: Path) -> None:
+    for name, text in ROW.items():
+        (world / name).write_text((world / name).read_text(encoding="utf-8") + text, encoding="utf-8")
+
+    def add(params: dict[str, Any]) -> None:
+        params["seeds"]["short"] = 0
+        params["evaluate"]["methods"].append("short")
+        for recipe in params["recipes"].values():
+            recipe["short"] = recipe["ziplora"] | {"steps": 1}
+
+    change(world, add)
+    for stage in ("fit", "merge"):
+        succeed(world, "python", "-m", f"stages.{stage}")
+    merged = {
+        name: (world / f"artifacts/pocket/merge/{name}/dog8+glowing.safetensors") for name in ("short", "ziplora")
+    }
+    assert merged["short"].read_bytes() != merged["ziplora"].read_bytes(), "one step, not three"
+    code = "from stages.shared.context import Context; from stages.shared import forecast, task_records\n"
+    code += "context = Context.load(); print({c.stage: c.tasks for c in forecast.costs(context)})\n"
+    code += "print({name: len(found) for name, found in task_records.records(context).items()})"
+    told = succeed(world, "python", "-c", code)
+    assert told.count("'short': 1") == 2, "its cost is forecast, and its task has a record"
 
 
 def test_a_full_disk_is_told(world: Path) -> None:

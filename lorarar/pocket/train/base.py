@@ -140,7 +140,7 @@ def encode(vae: PackedAutoencoderKL, pictures: np.ndarray, normalised: bool = Tr
 def build_tokenizer(words: list[str], folder: Path) -> Any:
     """CLIP's tokenizer with a byte-pair vocabulary in which every one of `words` is a single token.
 
-    CLIP takes each digit for a word of its own, so that `3d` is two.
+    CLIP takes each digit for a separate word, so that `3d` is two.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer

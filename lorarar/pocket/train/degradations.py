@@ -1,4 +1,4 @@
-"""What lies between a rendering and a generated picture: VAE, sampler, blur, noise, and shapes slightly off."""
+"""Degrades renderings to look like generated pictures: VAE, sampler, blur, noise, distorted shapes."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def cut(teacher: Any) -> Any:
 
 
 def self_attention(unet: nn.Module) -> dict[str, Tensor]:
-    """Outputs of all self-attentions by their paths: a dictionary that every pass of the UNet fills anew."""
+    """Outputs of all self-attentions by their paths: a dictionary that every pass of the UNet fills again."""
     outputs: dict[str, Tensor] = {}
     for path, module in unet.named_modules():
         if path.endswith(".attn1"):

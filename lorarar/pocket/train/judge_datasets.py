@@ -26,7 +26,7 @@ SHARD = 500
 
 @dataclass(frozen=True)
 class Workshop:
-    """What every training of a judge needs.
+    """The inputs of every training of a judge.
 
     Attributes
     ----------

@@ -281,4 +281,4 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("error: interrupted; the same command goes on from the last checkpoint")
+        sys.exit("error: interrupted; the same command continues from the last checkpoint")
