@@ -91,7 +91,7 @@ class Sparse:
         elif majority is not None:
             raise UserError(f"majority {majority}: this method elects no sign; leave it out")
         if rank is not None and space == "factors":
-            raise UserError(f"rank {rank}: rank only works with space=delta; drop rank, or set space=delta")
+            raise UserError(f"rank {rank}: works only with space=delta; drop it, or set space=delta")
 
         def combine(tensors: list[Tensor], scales: list[float]) -> Tensor:
             options = [majority] if majority else []

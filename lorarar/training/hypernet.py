@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
-from lorarar.errors import UserError
 from lorarar.merge import columns
 from lorarar.merge.hypernet import HyperNetwork
-from lorarar.randomness import generator
+from lorarar.training.loop import minimise
 from lorarar.training.objective import Fidelity, MergingLoss, Orthogonality, merging_loss
 from lorarar.training.references import Entry
 
@@ -83,15 +83,14 @@ def train(
     network.to(backbone.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     history = torch.zeros(steps, len(COLUMNS), dtype=torch.float64)
-    state = [*network.parameters(), history]
-    start = checkpoint.resume(state, optimizer, settings) if checkpoint else 0
-    for step in range(start, steps):
-        random = generator(seed, step)
+
+    @contextmanager
+    def loss_of(random: torch.Generator) -> Iterator[MergingLoss]:
         content = contents[int(torch.randint(len(contents), (), generator=random))]
         style = styles[int(torch.randint(len(styles), (), generator=random))]
         subject_lora, style_lora = (member.adapter.to(backbone.device) for member in (content, style))
         coefficients = network.coefficients(subject_lora, style_lora)
-        step_loss = merging_loss(
+        loss = merging_loss(
             backbone,
             subject_lora,
             style_lora,
@@ -103,20 +102,27 @@ def train(
             fidelity=fidelity,
             orthogonality=orthogonality,
         )
-        with backbone.checkpointed(gradient_checkpointing), step_loss as loss:
-            if not torch.isfinite(loss.total):
-                raise UserError(f"the hypernetwork's loss is not finite at step {step + 1}; lower its learning rate")
-            optimizer.zero_grad()
-            loss.total.backward()
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
-        optimizer.step()
+        with backbone.checkpointed(gradient_checkpointing), loss as terms:
+            yield terms
 
+    def after(step: int, loss: MergingLoss) -> None:
         history[step] = torch.stack(loss.detach())
         if progress:
             progress(step + 1, loss.detach())
-        if checkpoint:
-            checkpoint.after(step + 1, state, optimizer, settings)
+
+    minimise(
+        loss_of,
+        list(network.parameters()),
+        optimizer,
+        name="the hypernetwork",
+        steps=steps,
+        seed=seed,
+        settings=settings,
+        checkpoint=checkpoint,
+        further_state=(history,),
+        clip=clip,
+        after=after,
+    )
     network.cpu()
     rows = history.tolist()
     return [{"step": i, **dict(zip(COLUMNS, row, strict=True))} for i, row in enumerate(rows, start=1)]

@@ -68,6 +68,7 @@ def test_an_adapter_that_holds_no_numbers_is_not_sampled(
     context: Any = SimpleNamespace(
         base="pocket",
         artifacts=Path("artifacts"),
+        work=Path(".work/pocket"),
         catalog=catalog,
         params=SimpleNamespace(evaluate=SimpleNamespace(methods=["direct"], splits=["test"])),
         knobs=SimpleNamespace(merge={}),
