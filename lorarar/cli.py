@@ -172,8 +172,8 @@ def inspect(
         total = sum(norm**2 for norm in norms.values()) ** 0.5
         largest = max(norms, key=norms.__getitem__)
         typer.echo(f"norm of all updates: {total:.4g}; largest: {norms[largest]:.4g} in {largest}")
-    if adapter.rest:
-        typer.echo(f"other layers, carried over by a merge: {len(adapter.rest)}, such as {min(adapter.rest)}")
+    if adapter.unmerged:
+        typer.echo(f"other layers, carried over by a merge: {len(adapter.unmerged)}, such as {min(adapter.unmerged)}")
     for key, value in sorted(adapter.metadata.items()):
         typer.echo(printable(f"{key}: {value if len(value) <= 200 else value[:200] + ' ...'}"))
     if layers:
@@ -223,17 +223,16 @@ def convert(
     """Write a LoRA file in another format; alpha is folded into the factors."""
     from lorarar.files import refuse_existing
     from lorarar.lora.adapter import Adapter
-    from lorarar.lora.formats import beside
-    from lorarar.merge.api import DTYPES
+    from lorarar.lora.formats import DTYPES, sidecars
 
-    for path in (out, *beside(out, format.value)):
+    for path in (out, *sidecars(out, format.value)):
         refuse_existing(path, force, file)
     adapter = Adapter.load(file)
-    for path in beside(out, format.value):
-        refuse_existing(path, True, *beside(file, adapter.format))
+    for path in sidecars(out, format.value):
+        refuse_existing(path, True, *sidecars(file, adapter.format))
     adapter.check(str(file))
     adapter.save(out, format=format.value, dtype=DTYPES[dtype.value] if dtype else None)
-    typer.echo(f"{out}: {len(adapter.layers) + len(adapter.rest)} layers in {format.value} format")
+    typer.echo(f"{out}: {len(adapter.layers) + len(adapter.unmerged)} layers in {format.value} format")
 
 
 @app.command(

@@ -106,7 +106,7 @@ def sha256(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(folder: Path | str) -> str:
+def folder_sha256(folder: Path | str) -> str:
     """SHA-256 over the names and contents of all files below a folder, wherever it lies; hidden ones do not count."""
     folder, digest = Path(folder), hashlib.sha256()
     names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())

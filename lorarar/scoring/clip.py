@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lorarar.errors import UserError
-from lorarar.files import fingerprint, sha256
+from lorarar.files import folder_sha256, sha256
 from lorarar.scoring.images import Image, as_pil, batches, mean_cosine
 from lorarar.scoring.weights import hub, reason
 
@@ -95,7 +95,7 @@ class Clip:
         """Checkpoint and preprocessing, to stand beside figures: peers differ in both."""
         name, pretrained = self.source or (None, None)
         if name is not None and Path(name).is_dir():
-            pretrained = f"sha256:{fingerprint(name)}"
+            pretrained = f"sha256:{folder_sha256(name)}"
         elif pretrained is not None and Path(pretrained).is_file():
             pretrained = f"sha256:{sha256(pretrained)}"
         return {

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lorarar.diffusion.backbone import Backbone
 from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
-from lorarar.files import fingerprint
+from lorarar.files import folder_sha256
 from lorarar.pocket.train import distilled
 from lorarar.training.dreambooth import PROJECTIONS
 from stages import base
@@ -100,7 +100,7 @@ def test_all_else_is_pockets_own() -> None:
     assert all((LIGHT / "base" / path).samefile(POCKET / "base" / path) for path in files)
     # What tasks and checksums are made of sees through the links.
     for part in ("base/vae", "base/tokenizer", "judges"):
-        assert fingerprint(LIGHT / part) == fingerprint(POCKET / part)
+        assert folder_sha256(LIGHT / part) == folder_sha256(POCKET / part)
 
 
 def test_the_stage_adds_its_unet_to_what_is_shared(
