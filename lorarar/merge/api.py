@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +58,7 @@ def merge(
     >>> lorarar.merge("cat.safetensors", "watercolor.safetensors", method="direct").save("both.safetensors")
     """
     row = _method(method, options)
-    adapters = _read(content, style)
-    with one_thread():
-        for adapter, source in zip(adapters, (content, style), strict=True):
-            adapter.check("an adapter" if isinstance(source, Adapter) else str(source))
-    merged = row.merge(*adapters, **options, dtype=dtype)
+    merged = row.merge(*_read(content, style, check=True), **options, dtype=dtype)
     return merged.computed() if isinstance(merged, Adapter) else merged
 
 
@@ -109,31 +104,33 @@ def merge_files(
     if row.schedule and format != "diffusers":
         raise UserError(f"method {method}: writes a schedule, not a LoRA, so --format does not apply; leave it out")
     with ThreadPoolExecutor(2) as background:
-        checksums = [background.submit(sha256, path) for path in (content, style)]
+        paths = {"content": content, "style": style}
+        checksums = {name: background.submit(sha256, path) for name, path in paths.items()}
         adapters = _read(content, style)
-        named = list(zip((content, style), adapters, strict=True))
-        read = [file for path, adapter in named for file in formats.sidecars(path, adapter.format)]
         for path in formats.sidecars(out, format):
-            refuse_existing(path, True, *read)
+            refuse_existing(path, True, *formats.sidecars(content, adapters[0].format))
+            refuse_existing(path, True, *formats.sidecars(style, adapters[1].format))
         first = next(iter({**adapters[0].layers, **adapters[0].unmerged}.values()))
-        with _blaming(named):
+        try:
             merged = row.merge(*adapters, **given, dtype=formats.DTYPES[dtype] if dtype else first.down.dtype)
-    sources = [{"file": path.name, "sha256": c.result()} for path, c in zip((content, style), checksums, strict=True)]
-    merged.metadata |= {
-        "lorarar.method": method,
-        "lorarar.options": json.dumps(recorded, sort_keys=True),
-        "lorarar.sources": json.dumps(dict(zip(("content", "style"), sources, strict=True)), sort_keys=True),
-        "lorarar.base": base_models.guess({**adapters[0].layers, **adapters[1].layers}),
-        "lorarar.version": __version__,
-    }
-    if isinstance(merged, Schedule):
-        with _blaming(named):
-            merged.save(out)
-        return ["K-LoRA's result is a schedule, not one LoRA: this file is for `lorarar`, not for other tools"]
-    ranks = {factors.rank for part in (merged.layers, merged.unmerged) for factors in blanks(part).values()}
-    merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(ranks)))
-    with _blaming(named):
-        merged.save(out, format=format)
+            sources = {name: {"file": path.name, "sha256": checksums[name].result()} for name, path in paths.items()}
+            merged.metadata |= {
+                "lorarar.method": method,
+                "lorarar.options": json.dumps(recorded, sort_keys=True),
+                "lorarar.sources": json.dumps(sources, sort_keys=True),
+                "lorarar.base": base_models.guess({**adapters[0].layers, **adapters[1].layers}),
+                "lorarar.version": __version__,
+            }
+            if isinstance(merged, Schedule):
+                merged.save(out)
+                return ["K-LoRA's result is a schedule, not one LoRA: this file is for `lorarar`, not for other tools"]
+            ranks = {factors.rank for part in (merged.layers, merged.unmerged) for factors in blanks(part).values()}
+            merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(ranks)))
+            merged.save(out, format=format)
+        except (UserError, RuntimeError):  # NaN was met: to look for it in the sources before would take longer
+            adapters[0].check(str(content))
+            adapters[1].check(str(style))
+            raise
     notes = []
     if merged.unmerged:
         of = "text encoders or convolutions (summed where both files have them)"
@@ -143,23 +140,16 @@ def merge_files(
     return notes
 
 
-def _read(*given: Adapter | Path | str) -> list[Adapter]:
-    """The adapters, read from their files if need be, and found to be of one base."""
+def _read(*given: Adapter | Path | str, check: bool = False) -> list[Adapter]:
+    """The adapters, read from their files if need be, of one base and, if `check`, without NaN."""
     names = ["an adapter" if isinstance(one, Adapter) else str(one) for one in given]
     adapters = [one if isinstance(one, Adapter) else Adapter.load(one) for one in given]
+    if check:
+        with one_thread():
+            for adapter, name in zip(adapters, names, strict=True):
+                adapter.check(name)
     base_models.same(*(adapter.layers for adapter in adapters), names=names)
     return adapters
-
-
-@contextmanager
-def _blaming(sources: Iterable[tuple[Path, Adapter]]) -> Iterator[None]:
-    """If a merge fails, look for NaN in its sources. To look before would mean to read every file twice."""
-    try:
-        yield
-    except (UserError, RuntimeError):  # of NaN in the result, or of a decomposition that met it
-        for path, adapter in sources:
-            adapter.check(str(path))
-        raise
 
 
 def _method(name: str, options: dict[str, Any]) -> Method:
