@@ -112,7 +112,7 @@ def guided_alone(network: HyperNetwork, content: Adapter, style: Adapter) -> col
     }
 
 
-# --- ours and the others ----------------------------------------------------------------------------------------------------
+# --- ours and the others -------------------------------------------------------------------------------------------
 
 
 def ours(method: str, content: Adapter, style: Adapter, **options: Any) -> Adapter:
