@@ -121,7 +121,7 @@ def measure(base: str) -> dict[str, Any]:
         measured.note("coefficients", clock, 0)
 
     def sampling(batch: int) -> None:
-        merged, clock = columns.merge(content, style, {}), Clock()
+        merged, clock = columns.merge(content, style, {}).computed(), Clock()
         for _ in range(UNCOUNTED + 1):
             with suppress(UserError):  # random weights may well draw black
                 generate(

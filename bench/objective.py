@@ -47,7 +47,7 @@ def main() -> None:
         rows = []
         for number, (subject, style) in enumerate(pairs):
             content, other = entries[subject.name], entries[style.name]
-            merged = columns.merge(content.adapter, other.adapter, {}, default=weights)
+            merged = columns.merge(content.adapter, other.adapter, {}, default=weights).computed()
             # No coefficients, so no overlap: one layer's zeros stand for all.
             none = {"": (torch.zeros(1), torch.zeros(1))}
             row: list[float] = []

@@ -175,7 +175,7 @@ def _losses(context: Context, pair: Pair, choices: Mapping[str, Coefficients]) -
     adapters = content.adapter.to(torch.float32), style.adapter.to(torch.float32)
     for name, coefficients in choices.items():
         # ZipLoRA has coefficients for all layers; the others leave key and value to the constants.
-        merged, terms = columns.merge(*adapters, coefficients, default=settings.constants), []
+        merged, terms = columns.merge(*adapters, coefficients, default=settings.constants).computed(), []
         for number in range(DRAWS):
             noise = generator(context.seed("losses", pair_name(*pair)), number)
             draws = [member.references.draw(model, 4, noise) for member in (content, style)]

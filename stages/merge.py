@@ -28,6 +28,7 @@ def main(context: Context) -> None:
         for pair in (pair for split in splits for pair in pairs[split]):
             adapter = _adapter(context, name, pair)
             if isinstance(adapter, Adapter):
+                adapter = adapter.computed()
                 adapter.check(f"{name} of {pair_name(*pair)}")  # NaN would be sampled as black
             if adapter:
                 adapter.save(hidden / name / f"{pair_name(*pair)}.safetensors")

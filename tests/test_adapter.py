@@ -93,11 +93,11 @@ def test_alpha_is_folded_once(tmp_path):
 
 def test_what_is_not_merged_is_kept_apart(tmp_path):
     convolution = Factors(torch.rand(2, 6, 3, 3), torch.rand(4, 2, 1, 1))
-    rest = {"unet.conv_in": convolution, "text_encoder_2.text_projection": adapter().layers[PATH]}
-    before = Adapter(adapter().layers, unmerged=rest)
+    unmerged = {"unet.conv_in": convolution, "text_encoder_2.text_projection": adapter().layers[PATH]}
+    before = Adapter(adapter().layers, unmerged=unmerged)
     before.save(tmp_path / "a.safetensors")
     after = Adapter.load(tmp_path / "a.safetensors")
-    assert list(after.layers) == [PATH] and after.unmerged.keys() == rest.keys()
+    assert list(after.layers) == [PATH] and after.unmerged.keys() == unmerged.keys()
     assert torch.equal(after.unmerged["unet.conv_in"].up, convolution.up)
     assert {factor.dtype for factors in after.to(torch.bfloat16).unmerged.values() for factor in factors} == {
         torch.bfloat16

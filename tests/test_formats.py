@@ -95,7 +95,7 @@ def sites(pipeline) -> dict[str, torch.nn.Module]:
 def make(modules: dict[str, torch.nn.Module], rank=lambda place: 4, dtype: torch.dtype = torch.float32) -> Adapter:
     """Random factors; `rank` is a function of a layer's place in the list."""
     generator = torch.Generator().manual_seed(0)
-    layers, rest = {}, {}
+    layers, unmerged = {}, {}
     for place, (name, module) in enumerate(modules.items()):
         weight, r = module.weight, rank(place)
         down = torch.randn(r, *weight.shape[1:], generator=generator).to(dtype)
@@ -103,8 +103,8 @@ def make(modules: dict[str, torch.nn.Module], rank=lambda place: 4, dtype: torch
         if name.startswith("unet.") and weight.ndim == 2:
             layers[name.removeprefix("unet.")] = Factors(down, up)
         else:
-            rest[name] = Factors(down, up)
-    return Adapter(layers, {"subject": "dog8"}, rest)
+            unmerged[name] = Factors(down, up)
+    return Adapter(layers, {"subject": "dog8"}, unmerged)
 
 
 def all_of(adapter: Adapter) -> dict[str, Factors]:
@@ -527,9 +527,9 @@ def test_parts_of_an_adapter_leave_the_base_open():
 def test_adapters_of_different_bases_are_refused_by_name():
     older, whole = blank("Stable Diffusion 1.5"), blank("SDXL")
     with pytest.raises(UserError) as caught:
-        base_models.same(older, whole, names=("a.safetensors", "b.safetensors"))
+        base_models.same(older.layers, whole.layers, names=("a.safetensors", "b.safetensors"))
     assert str(caught.value) == (
         "a.safetensors is for Stable Diffusion 1.5, b.safetensors for SDXL: merge adapters of one base model"
     )
-    base_models.same(whole, blank("SDXL", "down_blocks.1.attentions.0"))
-    base_models.same(blank(list(UNETS)[-1]), blank(list(UNETS)[-1], "attn1"))
+    base_models.same(whole.layers, blank("SDXL", "down_blocks.1.attentions.0").layers)
+    base_models.same(blank(list(UNETS)[-1]).layers, blank(list(UNETS)[-1], "attn1").layers)

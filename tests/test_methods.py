@@ -318,7 +318,7 @@ def test_joint_training_makes_one_adapter_that_learns_both(tiny):
     ("ties", {"majority": "most"}, "majority most: give total or frequency"),
     ("dare", {"majority": "total"}, "majority total: this method elects no sign"),
     ("dare", {"space": "dense"}, "space dense: give factors or delta"),
-    ("dare", {"rank": 4}, "rank 4: works only with space=delta"),
+    ("dare", {"rank": 4}, "rank 4: only works with space=delta"),
     ("dare", {"space": "delta", "rank": 0}, "rank 0: give a whole number from 1"),
     ("svd", {"rank": -1}, "rank -1: give a whole number from 1"),
     ("svd", {"weights": (1.0,)}, r"weights \(1.0,\): give two numbers"),

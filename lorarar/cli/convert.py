@@ -22,8 +22,7 @@ def convert(
     """Write a LoRA file in another format; alpha is folded into the factors."""
     from lorarar.files import refuse_existing
     from lorarar.lora.adapter import Adapter
-    from lorarar.lora.formats import sidecars
-    from lorarar.merge.api import DTYPES
+    from lorarar.lora.formats import DTYPES, sidecars
 
     for path in (out, *sidecars(out, format.value)):
         refuse_existing(path, force, file)

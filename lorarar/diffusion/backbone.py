@@ -217,7 +217,7 @@ class Backbone:
         """
         modules = dict(self.unet.named_modules())
         with ExitStack() as hooks:
-            for path, (down, up) in adapter.layers.items():
+            for path, (down, up) in adapter.computed().layers.items():
                 module = modules.get(path)
                 if not isinstance(module, nn.Linear):
                     raise UserError(f"the base model has no linear layer {path}: use an adapter made for it")

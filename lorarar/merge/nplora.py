@@ -1,4 +1,4 @@
-"""NP-LoRA (arXiv 2511.11051): the content's update keeps out of the directions that the style's update reads."""
+"""NP-LoRA (arXiv 2511.11051): the content's update leaves out the directions that the style's update reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def merge(
 ) -> Adapter:
     """dW_s + dW_c (I - mu / (1 + mu) V V^T), V (n_in, k) the right singular vectors of dW_s, k its rank.
 
-    Exact, of rank r_c + r_s: the projection changes down_c alone.
+    Exact, of rank r_c + r_s: the projection changes only down_c.
 
     Parameters
     ----------
