@@ -37,7 +37,7 @@ from lorarar.training.dreambooth import train_adapter
 from lorarar.training.hypernet import Entry, train
 from lorarar.training.references import References
 from stages.shared.context import Context
-from stages.shared.forecast import reckoned
+from stages.shared.forecast import cost_table
 
 STEPS = 8
 """Of each training. The first three, in which memory is taken and kernels are chosen, do not count."""
@@ -80,8 +80,8 @@ class Measured(dict[str, dict[str, float]]):
 def measure(base: str) -> dict[str, Any]:
     """Time every kind of task of a base on this GPU."""
     context = Context.load()
-    context = replace(context, params=context.params.model_copy(update={"base": base}))
-    knobs, (_, counts) = context.knobs, reckoned(context)
+    context = replace(context, params=context.params.with_base(base))
+    knobs, (_, counts) = context.knobs, cost_table(context)
     side = knobs.backbone.resolution
     counts = counts.scaled((side / 1024) ** 2)
     backbone = load(BASES[base][0], best_device())

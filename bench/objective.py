@@ -15,8 +15,9 @@ from tqdm import tqdm
 from lorarar.merge import columns
 from lorarar.randomness import generator
 from lorarar.training.objective import merging_loss
-from stages.shared.bank_members import entry
-from stages.shared.context import Context, backbone
+from stages.shared.bank_members import bank_member
+from stages.shared.base_model import training_setting
+from stages.shared.context import Context
 
 MERGES = {
     "content LoRA alone": (1.0, 0.0),
@@ -33,14 +34,12 @@ LATENTS = 16  # of content, and as many of style, for each pair
 def main() -> None:
     """Print a table: both fidelity terms and their sum, as the paper's norm and as the released code's squares."""
     context = Context.load()
-    model, resolution = backbone(**context.model(training=True)), context.knobs.backbone.resolution
+    setting = training_setting(context)
+    model = setting.model.load()
     pairs = context.pairs("val")
     members = {member.name: member for pair in pairs for member in pair}
     entries = {
-        name: entry(
-            model, resolution, str(context.adapter(member)), list(map(str, context.pictures(member))), member.prompt
-        )
-        for name, member in members.items()
+        name: bank_member(context, member).load(setting.model, setting.resolution) for name, member in members.items()
     }
     found: dict[str, list[float]] = {}
     for name, weights in tqdm(MERGES.items(), unit="merge"):

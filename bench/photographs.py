@@ -34,8 +34,10 @@ from lorarar.scoring.dino import Dino, dino
 from lorarar.scoring.folder import read_pictures
 from lorarar.training.references import References, centre_crop
 from slurm.local import call_all, cores
-from stages.bank import train
-from stages.shared.context import Context, backbone
+from stages.bank import TrainAdapter
+from stages.shared.bank_members import Member
+from stages.shared.base_model import base_model, training_setting
+from stages.shared.context import Context
 
 DRAWS = 64  # of noise and timestep, for the loss
 SAMPLES = 10
@@ -79,22 +81,15 @@ def trained(
     context: Context, subjects: Sequence[Subject], folder: Path, steps: int | None, work: Path
 ) -> dict[str, Adapter]:
     """Adapters of the subjects' photographs, by the task of stage bank."""
-    knobs = context.knobs.bank
-    training = context.dreambooth(knobs.subject) | ({"steps": steps} if steps else {})
+    training = context.knobs.bank.subject.model_dump() | ({"steps": steps} if steps else {})
     calls: dict[str, dict[str, Any]] = {}
     for subject in subjects:
         (work / subject.name).mkdir()
-        calls[subject.name] = {
-            "folder": work / subject.name,
-            "base": context.model(training=True),
-            "images": sorted(str(path) for path in (folder / subject.name).iterdir()),
-            "resolution": context.knobs.backbone.resolution,
-            "prompt": subject.prompt,
-            "rank": knobs.rank,
-            "training": training,
-            "seed": context.seed("bank", subject.name),
-        }
-    call_all(calls, train, cores(), "bank")
+        images = tuple(sorted(str(path) for path in (folder / subject.name).iterdir()))
+        member, seed = Member(None, images, subject.prompt), context.seed("bank", subject.name)
+        task = TrainAdapter(training_setting(context), member, training, seed)
+        calls[subject.name] = {"self": task, "folder": work / subject.name}
+    call_all(calls, TrainAdapter.run, cores(), "bank")
     found = {name: Adapter.load(work / name / "adapter.safetensors") for name in calls}
     return {name: adapter.to(torch.float64).to(torch.float32) for name, adapter in found.items()}  # off the disk
 
@@ -106,7 +101,7 @@ def compare(
     adapters: dict[str, Adapter],
 ) -> list[tuple[str, list[Picture]]]:
     """Rows of the sheet; figures are printed as they come."""
-    model, judge = backbone(**context.model(training=True)), Dino.load(context.data / "judges" / "dino")
+    model, judge = base_model(context, training=True).load(), Dino.load(context.data / "judges" / "dino")
     settings = context.knobs.generate.model_dump(exclude={"images_per_pair"})
     rows = []
     for subject in subjects:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +12,14 @@ from bench.full_size import by_hand, formulas, in_float32, random_adapter
 from bench.training import Setting, contestants
 from lorarar.merge.hypernet import HyperNetwork
 from lorarar.merge.registry import METHODS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "bench").glob("*.py")))
+def test_every_bench_can_be_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tests/study")  # whose server the bench of the study runs
+    importlib.import_module(f"bench.{name}")
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

@@ -129,8 +129,7 @@ def main() -> None:
         if given.base:
             if given.base not in context.params.bases:
                 raise UserError(f"--base {given.base}: no such base; known: {', '.join(context.params.bases)}")
-            chosen = {"base": given.base, "recipe": context.params.bases[given.base].recipe}
-            context = replace(context, params=context.params.model_copy(update=chosen))
+            context = replace(context, params=context.params.with_base(given.base))
         found, forecast = list(examine(context, given.download)), costs(context)
     except UserError as error:
         print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)

@@ -93,6 +93,10 @@ class Params(Section):
         """Resources of the chosen base's jobs; a base without an entry takes its recipe's."""
         return self.resources.get(self.base) or self.resources[self.recipe]
 
+    def with_base(self, name: str) -> Params:
+        """The same with another base, and the recipe that goes with it."""
+        return self.model_copy(update={"base": name, "recipe": self.bases[name].recipe})
+
     @property
     def chosen(self) -> Any:
         """The chosen recipe."""

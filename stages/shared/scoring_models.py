@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -47,7 +48,7 @@ class ModelNames:
 
     def load(self, quiet: bool = False) -> Loaded:
         """Load them, once in each process; `quiet` for workers, whose parent shows progress."""
-        return _load(self.base, self.judge, self.clip, self.dino, tuple(sorted(self.options.items())), quiet)
+        return _load(self.base, self.judge, self.clip, self.dino, json.dumps(self.options, sort_keys=True), quiet)
 
 
 def model_names(context: Context) -> ModelNames:
@@ -73,14 +74,14 @@ def provenance(context: Context, models: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _load(base: str, judge: str, clip: str, dino: str, options: tuple[tuple[str, Any], ...], quiet: bool) -> Loaded:
+def _load(base: str, judge: str, clip: str, dino: str, options: str, quiet: bool) -> Loaded:
     from lorarar.device import best_device
     from lorarar.scoring.folder import similarity_models
     from lorarar.scoring.judges import JudgePrompts, load_judge
     from lorarar.scoring.judges.cache import CachedJudge
 
     device = best_device()
-    asked = load_judge(judge, JudgePrompts.load(PROMPTS), device, **dict(options))
+    asked = load_judge(judge, JudgePrompts.load(PROMPTS), device, **json.loads(options))
     cached = CachedJudge(asked, str(WORK / base / "verdicts"), quiet=quiet)
     of_images, of_subjects = similarity_models(clip, dino, device).values()
     models = {"judge": asked.identity, "clip": of_images.describe(), "dino": of_subjects.describe()}

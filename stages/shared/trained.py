@@ -1,8 +1,8 @@
 """Methods that need training before they can merge, one row each.
 
 Stage `fit` trains every row whose method is evaluated; merging, records, costs and the report iterate over the rows.
-To add one: its task and row here, the type of its section in stages/shared/schema.py, and its method in
-lorarar/merge/registry.py.
+To add one: its task and row here, the type of its section in stages/shared/schema.py, its method in
+lorarar/merge/registry.py, its sections in params.yaml, and its parameters and folder in stage `fit` of dvc.yaml.
 """
 
 from __future__ import annotations

@@ -31,8 +31,7 @@ def nothing_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def context(base: str, **evaluate: object) -> Context:
     loaded = Context.load()
     changed = loaded.params.evaluate.model_copy(update=evaluate)
-    chosen = {"base": base, "recipe": loaded.params.bases[base].recipe, "evaluate": changed}
-    return replace(loaded, params=loaded.params.model_copy(update=chosen))
+    return replace(loaded, params=loaded.params.with_base(base).model_copy(update={"evaluate": changed}))
 
 
 def test_what_is_shipped_is_ready() -> None:

@@ -112,6 +112,20 @@ def test_models_are_shipped_folders_or_come_from_elsewhere(place: Callable[[str]
     assert names.options == {"model": "critic"}
 
 
+def test_an_option_of_a_judge_may_be_a_list_or_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, object]] = []
+
+    def load(*_: object, **options: object) -> None:
+        given.append(options)
+        raise UserError("seen")
+
+    monkeypatch.setattr("lorarar.scoring.judges.load_judge", load)
+    options = {"device_map": {"": "cpu"}, "sides": [1, 2]}
+    with pytest.raises(UserError, match="seen"):
+        scoring_models.ModelNames("pocket", "judge", "clip", "dino", options).load()
+    assert given == [options]
+
+
 def test_a_spoilt_record_of_the_models_is_made_again(place: Callable[[str], Path]) -> None:
     root = place("here")
     first = run()
