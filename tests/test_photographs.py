@@ -398,8 +398,8 @@ def test_the_stage_lays_photographs_out_as_it_does_the_miniatures(
     subjects, styles = published(mirror, photographs(root), Catalog.load(), "duck_toy", "glowing")
     monkeypatch.setenv("LORARAR_MIRROR", mirror.url)
     context = SimpleNamespace(
-        base="sdxl", data=Path("data/sdxl"), artifacts=Path("artifacts/sdxl"),
-        subjects=subjects, styles=styles, workers=2, plan=True,
+        base="sdxl", data=Path("data/sdxl"), artifacts=Path("artifacts/sdxl"), work=Path(".work"),
+        params=SimpleNamespace(recipe="sdxl"), subjects=subjects, styles=styles, workers=2, plan=True,
     )  # fmt: skip
     with pytest.raises(SystemExit):
         images.main(context)  # type: ignore[arg-type]
@@ -407,7 +407,7 @@ def test_the_stage_lays_photographs_out_as_it_does_the_miniatures(
 
     context.plan, context.styles = False, [*styles, Catalog.load().styles["cartoon_line_drawing"]]
     _, advice = failure(lambda: images.main(context))  # type: ignore[arg-type]
-    assert advice == "params.yaml: bases.sdxl.bank can leave out what cannot be had"
+    assert advice == "params.yaml: recipes.sdxl.bank can leave out missing ones"
 
     context.styles = styles
     images.main(context)  # type: ignore[arg-type]

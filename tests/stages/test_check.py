@@ -8,7 +8,7 @@ import pytest
 
 from lorarar.errors import UserError
 from stages.base import write_checksums
-from stages.shared.integrity import shipped
+from stages.shared.integrity import verify_shipped
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,23 +24,23 @@ def folder(tmp_path):
 
 
 def test_what_was_listed_is_accepted(folder):
-    shipped(folder)
+    verify_shipped(folder)
 
 
 def test_a_flipped_byte_is_named(folder):
     (folder / "base/unet.bin").write_bytes(b"case/unet.bin")
     with pytest.raises(UserError, match=r"base/unet\.bin: has changed; restore it with `git checkout"):
-        shipped(folder)
+        verify_shipped(folder)
 
 
 def test_a_missing_file_is_named(folder):
     (folder / "judges/clip/model.bin").unlink()
     with pytest.raises(UserError, match=r"judges/clip/model\.bin: is missing"):
-        shipped(folder)
+        verify_shipped(folder)
 
 
 @pytest.mark.parametrize("base", sorted(path.parent.name for path in ROOT.glob("data/*/SHA256SUMS")))
 def test_the_weights_of_this_checkout_are_what_was_shipped(base):
-    shipped(ROOT / "data" / base)
+    verify_shipped(ROOT / "data" / base)
     files = [path for folder in ("base", "judges") for path in (ROOT / "data" / base / folder).rglob("*")]
     assert sum(path.stat().st_size for path in files if path.is_file()) < 40e6
