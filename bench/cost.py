@@ -1,4 +1,4 @@
-"""What the benchmark would take with more adapters: hours, bytes and files at 56, 1,000 and 100,000.
+"""Forecasts the benchmark's cost with more adapters: hours, bytes and files at 56, 1,000 and 100,000.
 
 Units are measured: seconds and bytes of a task in the records below .work, what keeping tasks and hashing files takes
 on folders made for it. Everything else is multiplication, so the last column says how each term grows.
@@ -81,14 +81,22 @@ class World:
         return World(*(factor * n for n in (self.subjects, self.styles, self.test_subjects, self.test_styles)))
 
 
-def write_pictures(folder: Path, number: int, names: Sequence[str]) -> None:
-    """Task: files that differ, as many and as large as a pair's pictures."""
-    for name in names:
-        (folder / name).write_bytes(f"{number} {name}".encode().ljust(PICTURE, b"."))
+@dataclass(frozen=True)
+class WritePictures:
+    """Write files that differ, as many and as large as a pair's pictures."""
+
+    number: int
+    names: list[str]
+
+    def run(self, folder: Path) -> None:
+        for name in self.names:
+            (folder / name).write_bytes(f"{self.number} {name}".encode().ljust(PICTURE, b"."))
 
 
 def housekeeping() -> dict[str, float]:
     """Processor seconds that one more task of ten pictures costs store, stages and DVC, beside the work itself."""
+    from bench.cost import WritePictures  # not that of __main__
+
     taken: dict[str, list[float]] = {"plan": [], "check": [], "collect": [], "dvc": []}
     names = [f"{index:02}.png" for index in range(10)]
     for number in TRIES:
@@ -97,12 +105,12 @@ def housekeeping() -> dict[str, float]:
             source = root / "input"
             source.write_bytes(bytes(1 << 21))  # a merged adapter
             store = Store(root / "store", "code")
-            tasks = [Task(str(i), {"number": i, "names": names}, [source]) for i in range(number)]
+            tasks = [Task(str(i), WritePictures(i, names), [source]) for i in range(number)]
             begun = _cpu()
             planned = store.plan(tasks)
             taken["plan"].append(_cpu() - begun)
             for task in planned:
-                perform(write_pictures, task)
+                perform(task)
             begun = _cpu()
             assert not store.missing(planned, checksums=True)
             taken["check"].append(_cpu() - begun)

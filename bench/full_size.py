@@ -241,8 +241,8 @@ def check_merging(check: Checks, backbone: Untold, content: Adapter, style: Adap
     for name, method in METHODS.items():
         begun = time.monotonic()
         merged = method.merge(content, style, **options[name])
+        merged = merged.at(0.5) if isinstance(merged, Schedule) else merged.computed()
         seconds = time.monotonic() - begun
-        merged = merged.at(0.5) if isinstance(merged, Schedule) else merged
         with backbone.applied(merged):
             found = backbone.predict(*given)
         effect = float((found - plain).norm() / plain.norm())

@@ -1,4 +1,4 @@
-"""What the trainings and images of SDXL and KOALA-700m take on a GPU, at the settings of params.yaml.
+"""Measures trainings and images of SDXL and KOALA-700m on a GPU, at the settings of params.yaml.
 
 Weights are random, which changes neither time nor memory: LoRAs and the loss at the first steps are checked to be
 numbers, and no more is said of what comes out. Text encoders are left out: they run once for each prompt. For each
@@ -121,7 +121,7 @@ def measure(base: str) -> dict[str, Any]:
         measured.note("coefficients", clock, 0)
 
     def sampling(batch: int) -> None:
-        merged, clock = columns.merge(content, style, {}), Clock()
+        merged, clock = columns.merge(content, style, {}).computed(), Clock()
         for _ in range(UNCOUNTED + 1):
             with suppress(UserError):  # random weights may well draw black
                 generate(

@@ -1,4 +1,4 @@
-"""What the merging loss, Eq. 3 of LoRA.rar, says of simple merges of the validation pairs.
+"""Computes the merging loss, Eq. 3 of LoRA.rar, of simple merges of the validation pairs.
 
 The loss is what LoRA.rar and ZipLoRA minimise. Where it prefers a merge that MARS² does not, they cannot help it.
 Needs the LoRA bank: run `dvc repro bank` first. Takes about a minute.
@@ -47,7 +47,7 @@ def main() -> None:
         rows = []
         for number, (subject, style) in enumerate(pairs):
             content, other = entries[subject.name], entries[style.name]
-            merged = columns.merge(content.adapter, other.adapter, {}, default=weights)
+            merged = columns.merge(content.adapter, other.adapter, {}, default=weights).computed()
             # No coefficients, so no overlap: one layer's zeros stand for all.
             none = {"": (torch.zeros(1), torch.zeros(1))}
             row: list[float] = []

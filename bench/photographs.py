@@ -32,7 +32,7 @@ from lorarar.randomness import generator
 from lorarar.report.figures import grid
 from lorarar.scoring.dino import Dino, dino
 from lorarar.scoring.folder import read_pictures
-from lorarar.training.references import References, fit
+from lorarar.training.references import References, centre_crop
 from slurm.local import call_all, cores
 from stages.bank import train
 from stages.shared.context import Context, backbone
@@ -66,7 +66,7 @@ def main() -> None:
     subjects = [context.catalog.subjects[name] for name in names]
     size = context.knobs.backbone.resolution
     photographs = {
-        name: [fit(picture, size) for picture in read_pictures(given.folder / name).values()] for name in names
+        name: [centre_crop(picture, size) for picture in read_pictures(given.folder / name).values()] for name in names
     }
     with tempfile.TemporaryDirectory() as work:
         adapters = trained(context, subjects, given.folder, given.steps, Path(work))

@@ -1,4 +1,4 @@
-"""How long a vote takes when fifty raters vote at once. Exits with 1 above 100 ms at p95.
+"""Measures a vote's time when fifty raters vote at once. Exits with 1 above 100 ms at p95.
 
 PYTHONPATH=.:tests/study python bench/study.py
 

@@ -1,4 +1,4 @@
-"""How fast coefficients are learned: a step of the hypernetwork and one of ZipLoRA, the released algorithm and ours.
+"""Times one training step of the hypernetwork and one of ZipLoRA: the released algorithm and ours.
 
 The released algorithm forms both updates of every layer, shows their columns to the network (or scales them by
 ZipLoRA's coefficients) and adds them up inside each forward pass. Ours works on the factors. Both take the same step:

@@ -17,10 +17,10 @@ from lorarar.errors import UserError
 def main(arguments: list[str] | None = None) -> int:
     """Run the settings that have not been run, then write the table; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    parser.add_argument("name", nargs="?", help="one of those that are listed when there is no name")
+    parser.add_argument("name", nargs="?", help="a question; without it, all are listed")
     parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", help="for all settings")
-    parser.add_argument("--dry-run", action="store_true", help="check and show the settings, and which have been run")
-    parser.add_argument("--only", metavar="LABEL", action="append", help="run these settings alone; the table has all")
+    parser.add_argument("--dry-run", action="store_true", help="check the settings and show which have run")
+    parser.add_argument("--only", metavar="LABEL", action="append", help="run only these settings; the table has all")
     given = parser.parse_args(arguments)
     try:
         if not given.name:
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted; finished settings are kept, the same command goes on from there", file=sys.stderr)
+        print("error: interrupted; finished settings are kept, the same command continues", file=sys.stderr)
         return 130
     return 0
 

@@ -1,12 +1,13 @@
-"""From the figures of settings to a table of each experiment: CSV for programs, Markdown for people."""
+"""Tables of an experiment: CSV for programs, Markdown for people."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+import pandas as pd
 
 from experiments.experiment import ELSEWHERE, Experiment, Setting
 from lorarar.files import atomic
@@ -15,9 +16,14 @@ from lorarar.scoring.statistics import Interval, paired_difference, rank_agreeme
 
 FIGURES = ("mars2_average", "mars2_best", "subject", "style", "clip_i", "dino", "clip_t")
 CHANGE = ("change", "change_ci_low", "change_ci_high")
-"""Of MARS² average against the first setting on the same pairs, in the CSV."""
+"""Columns of the CSV: MARS² average less that of the first setting on the same pairs."""
 LOSS = ("loss", "loss_content", "loss_style")
-"""What training the hypernetwork minimised, and two of its terms, at the end."""
+"""Columns of the CSV: the hypernetwork's loss at the end of training, and two of its terms."""
+COUNTS = ("n_images", "n_pairs")
+ORIGIN = ("params", "commit", "revision")
+INTERVALS = tuple(f"{name}{end}" for name in FIGURES for end in ("", "_ci_low", "_ci_high"))
+COLUMNS = ("setting", "method", "split", *INTERVALS, *CHANGE, *COUNTS, *LOSS, *ORIGIN)
+
 Rows = Sequence[tuple[Setting, Mapping[str, Any]]]
 """Finished settings with their records."""
 
@@ -25,99 +31,107 @@ Rows = Sequence[tuple[Setting, Mapping[str, Any]]]
 def write(experiment: Experiment, rows: Rows) -> Path:
     """Write results/<base>/experiments/<name>.{csv,md} and perhaps .png; return the Markdown file."""
     out = Path("results") / experiment.base / "experiments" / experiment.name
-    with atomic(out.with_suffix(".csv")) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        intervals = [f"{name}{end}" for name in FIGURES for end in ("", "_ci_low", "_ci_high")]
-        origin = ("params", "commit", "revision")
-        counts = ("n_images", "n_pairs")
-        writer.writerow(["setting", "method", "split", *intervals, *CHANGE, *counts, *LOSS, *origin])
-        for setting, facts in rows:
-            for method, split, figures in _figures(experiment, facts):
-                change = _change(figures, rows[0][1]["figures"][f"{method}-{split}"])
-                values = [figures[name] for name in intervals]
-                values += list(change.named(CHANGE[0]).values()) if change else [""] * len(CHANGE)
-                values += [figures[name] for name in counts]
-                values += _loss(method, facts) or [""] * len(LOSS)
-                writer.writerow([setting.label, method, split, *values, *(facts[name] for name in origin)])
+    results = _results(experiment, rows)
+    with atomic(out.with_suffix(".csv")) as temporary:
+        pd.DataFrame(results, columns=COLUMNS).to_csv(temporary, index=False, lineterminator="\n")
     with atomic(out.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(experiment, rows), encoding="utf-8")
+        temporary.write_text(_markdown(experiment, rows, results), encoding="utf-8")
     if experiment.figure and len(rows) > 1:
         _chart(out.with_suffix(".png"), experiment, experiment.figure, rows)
     return out.with_suffix(".md")
 
 
-def markdown(experiment: Experiment, rows: Rows) -> str:
-    """The table, and what has to be known to read it."""
-    several = len(experiment.settings) > 1
-    trained = any(_loss("lorarar", facts) for _, facts in rows)
-    paper = experiment.paper
-    head = ["Setting", "Method", "Split", "MARS² average [95%]", "MARS² best [95%]"]
-    head += ["change of the average [95%]"] * several
-    head += ["subject", "style", "CLIP-I", "DINO", "CLIP-T", *["loss (content, style)"] * trained, "images", "pairs"]
-    head += ["paper: average", "paper: best"] * bool(paper)
-    lines = [f"# {experiment.question}", "", row(head), row(["---"] * 3 + ["---:"] * (len(head) - 3))]
+def table(rows: pd.DataFrame, left: int) -> str:
+    """Markdown of a table of strings; the first `left` columns are aligned to the left, the others to the right."""
+    lines = [rows.columns, ["---"] * left + ["---:"] * (len(rows.columns) - left), *rows.to_numpy()]
+    escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def _results(experiment: Experiment, rows: Rows) -> list[dict[str, Any]]:
+    """One row of the CSV for each setting, method and split, with `versus`, the unrounded change."""
+    results = []
     for setting, facts in rows:
-        for method, split, figures in _figures(experiment, facts):
-            cells = [setting.label, title(method), split, *(interval(figures, name) for name in FIGURES[:2])]
-            if several:
-                change = _change(figures, rows[0][1]["figures"][f"{method}-{split}"])
-                cells.append("" if facts is rows[0][1] else signed(change) if change else "other pairs")
-            cells += [f"{figures[name]:.3f}" for name in FIGURES[2:]]
-            if trained:
-                loss = _loss(method, facts)
-                cells.append("{:.1f} ({:.1f}, {:.1f})".format(*loss) if loss else "")
-            cells += [f"{figures[name]:.0f}" for name in ("n_images", "n_pairs")]
-            if paper:
-                known = paper.get(setting.label) or paper.get(PAPER_NAMES.get(method, method)) or {}
-                cells += [f"{known[name]:.2f}" if known else "" for name in ("average", "best")]
-            lines.append(row(cells))
-    lines += ["", "Intervals resample whole pairs; they tell nothing of other seeds."]
-    if several:
-        lines[-1] += f" Changes are against *{rows[0][0].label}*, on the same pairs and seeds of images."
-    if trained:
-        lines += ["", "Loss: of Eq. 3 as the setting has it, mean over the last quarter of the training's steps."]
-    lines += [text for split in experiment.splits for text in _agreement(experiment, rows, split)]
-    if len(rows) < len(experiment.settings):
-        left = [s.label for s in experiment.settings if s.label not in {setting.label for setting, _ in rows}]
-        lines += ["", f"Not run yet: {'; '.join(left)}."]
-    revisions = sorted({facts["commit"] for _, facts in rows})
-    origin = f"base `{experiment.base}`, commit {', '.join(f'`{name}`' for name in revisions)}"
-    given = {key: value for key, value in experiment.given.items() if key not in ELSEWHERE}
-    seconds = sum(facts["seconds"] for _, facts in rows)
-    command = " ".join(
-        ["python -m experiments", experiment.name, *(f"-S {key}={value}" for key, value in given.items())]
-    )
-    lines += ["", f"Made by `{command}`: {origin}; {seconds / 60:.0f} minutes."]
-    return "\n".join(lines) + "\n"
+        for name, method, split in _evaluated(experiment):
+            figures, versus = facts["figures"][name], _change(facts["figures"][name], rows[0][1]["figures"][name])
+            result: dict[str, Any] = {"setting": setting.label, "method": method, "split": split, "versus": versus}
+            result |= {column: figures[column] for column in (*INTERVALS, *COUNTS)}
+            result |= {column: facts[column] for column in ORIGIN}
+            results.append(result | (versus.named(CHANGE[0]) if versus else {}) | _loss(method, facts))
+    return results
 
 
-def _figures(experiment: Experiment, facts: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    names = [(method, split) for method in experiment.methods for split in experiment.splits]
-    return [(method, split, facts["figures"][f"{method}-{split}"]) for method, split in names]
+def _evaluated(experiment: Experiment) -> list[tuple[str, str, str]]:
+    """(name in the records, method, split)."""
+    return [(f"{method}-{split}", method, split) for method in experiment.methods for split in experiment.splits]
 
 
-def _loss(method: str, facts: Mapping[str, Any]) -> list[float] | None:
-    """Of the hypernetwork, if the method is made by one and it was recorded."""
-    return [facts["loss"][term] for term in LOSS] if method == "lorarar" and facts.get("loss") else None
+def _loss(method: str, facts: Mapping[str, Any]) -> dict[str, float]:
+    """Loss of the hypernetwork, for the method that it makes."""
+    return facts["loss"] if method == "lorarar" and facts["loss"] else {}
 
 
 def _change(figures: Mapping[str, Any], first: Mapping[str, Any]) -> Interval | None:
-    """Of MARS² average, against the first setting; None if that has other pairs."""
+    """Change of MARS² average against the first setting; None if that has other pairs."""
     if not figures["right"].keys() <= first["right"].keys():
         return None
     later, earlier = ([one["right"][pair] for pair in figures["right"]] for one in (figures, first))
     return paired_difference(later, earlier, 0)
 
 
+def _markdown(experiment: Experiment, rows: Rows, results: Sequence[Mapping[str, Any]]) -> str:
+    """The table, and the notes that are needed to read it."""
+    several, first = len(experiment.settings) > 1, rows[0][0].label
+    trained = any("loss" in result for result in results)
+    cells = pd.DataFrame([_cells(experiment, result, first, several, trained) for result in results])
+    notes = "Intervals resample whole pairs; they tell nothing of other seeds."
+    if several:
+        notes += f" Changes are against *{first}*, on the same pairs and seeds of images."
+    paragraphs = [f"# {experiment.question}", table(cells, 3), notes]
+    if trained:
+        paragraphs.append("Loss: of Eq. 3 as the setting has it, mean over the last quarter of the training's steps.")
+    if experiment.replicates and len(rows) > 1:
+        paragraphs += [text for split in experiment.splits for text in _agreement(experiment, rows, split)]
+    done = {setting.label for setting, _ in rows}
+    if left := [setting.label for setting in experiment.settings if setting.label not in done]:
+        paragraphs.append(f"Not run yet: {'; '.join(left)}.")
+    given = [f"-S {key}={value}" for key, value in experiment.given.items() if key not in ELSEWHERE]
+    command = " ".join(["python -m experiments", experiment.name, *given])
+    commits = ", ".join(f"`{name}`" for name in sorted({facts["commit"] for _, facts in rows}))
+    minutes = sum(facts["seconds"] for _, facts in rows) / 60
+    paragraphs.append(f"Made by `{command}`: base `{experiment.base}`, commit {commits}; {minutes:.0f} minutes.")
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _cells(
+    experiment: Experiment, result: Mapping[str, Any], first: str, several: bool, trained: bool
+) -> dict[str, str]:
+    """Heading -> cell of one line."""
+    setting, method, versus = result["setting"], result["method"], result["versus"]
+    cells = {"Setting": setting, "Method": title(method), "Split": result["split"]}
+    cells |= {f"MARS² {name} [95%]": interval(result, f"mars2_{name}") for name in ("average", "best")}
+    if several:
+        change = signed(versus) if versus else "other pairs"
+        cells["change of the average [95%]"] = "" if setting == first else change
+    shown = zip(("subject", "style", "CLIP-I", "DINO", "CLIP-T"), FIGURES[2:], strict=True)
+    cells |= {heading: f"{result[name]:.3f}" for heading, name in shown}
+    if trained:
+        loss = "{loss:.1f} ({loss_content:.1f}, {loss_style:.1f})"
+        cells["loss (content, style)"] = loss.format(**result) if "loss" in result else ""
+    cells |= {name.removeprefix("n_"): f"{result[name]:.0f}" for name in COUNTS}
+    if paper := experiment.paper:
+        known = paper.get(setting) or paper.get(PAPER_NAMES.get(method, method)) or {}
+        cells |= {f"paper: {name}": f"{known[name]:.2f}" if known else "" for name in ("average", "best")}
+    return cells
+
+
 def _agreement(experiment: Experiment, rows: Rows, split: str) -> list[str]:
-    """Of settings that repeat one another: how far each method moves, and whether the ranking stays."""
-    if not experiment.replicates or len(rows) < 2:
-        return []
+    """Spread of each method over the settings, and how well their rankings agree."""
     averages = {
         setting.label: {m: facts["figures"][f"{m}-{split}"]["mars2_average"] for m in experiment.methods}
         for setting, facts in rows
     }
-    lines = ["", f"Over the {len(rows)} settings, {split}:", ""]
+    lines = []
     for method in experiment.methods:
         over = spread({label: values[method] for label, values in averages.items()})
         moves = f"{over.mean:.3f}, deviation {over.deviation:.3f}, from {over.low:.3f} to {over.high:.3f}"
@@ -126,36 +140,28 @@ def _agreement(experiment: Experiment, rows: Rows, split: str) -> list[str]:
         taus = list(rank_agreement(averages).values())
         found = f"{mean(taus):.2f}, from {min(taus):.2f} to {max(taus):.2f} (n = {len(taus)})"
         lines.append(f"- Kendall's tau of the methods' ranking, every two settings: {found}")
-    return lines
-
-
-def row(cells: Sequence[str]) -> str:
-    """A line of a table in Markdown."""
-    escaped = [cell.replace("|", r"\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
+    return [f"Over the {len(rows)} settings, {split}:", "\n".join(lines)]
 
 
 def _chart(path: Path, experiment: Experiment, key: str, rows: Rows) -> None:
-    """MARS² average over one key, a line for each method and split."""
+    """Draw MARS² average over one key, a line for each method and split."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [(setting, facts) for setting, facts in rows if key in setting.changes]
     places = [setting.changes[key] for setting, _ in rows]
     if numeric := all(isinstance(place, (int, float)) for place in places):
-        rows.sort(key=lambda row: row[0].changes[key])  # the first one is what others are compared with
+        rows.sort(key=lambda row: row[0].changes[key])  # changes are against the first one, in any place
         places.sort()
     x = places if numeric else list(range(len(places)))
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    for method in experiment.methods:
-        for split in experiment.splits:
-            found = [facts["figures"][f"{method}-{split}"] for _, facts in rows]
-            y = [figures["mars2_average"] for figures in found]
-            low = [figures["mars2_average"] - figures["mars2_average_ci_low"] for figures in found]
-            high = [figures["mars2_average_ci_high"] - figures["mars2_average"] for figures in found]
-            label = f"{title(method)}, {split}, {found[0]['n_pairs']} pairs"
-            axes.errorbar(x, y, yerr=[low, high], marker="o", capsize=3, label=label)
+    for name, method, split in _evaluated(experiment):
+        found = pd.DataFrame([facts["figures"][name] for _, facts in rows])
+        y = found["mars2_average"]
+        bars = [y - found["mars2_average_ci_low"], found["mars2_average_ci_high"] - y]
+        label = f"{title(method)}, {split}, {found['n_pairs'][0]} pairs"
+        axes.errorbar(x, y, yerr=bars, marker="o", capsize=3, label=label)
     if not numeric:
         axes.set_xticks(x, [setting.label for setting, _ in rows], rotation=30, ha="right")
     elif max(places) > 20 * (least := min(place for place in places if place > 0)):

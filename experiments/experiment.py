@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,19 +22,19 @@ from stages.shared.params import load
 
 FOLDER = Path("experiments")
 KEYS = ("question", "methods", "splits", "settings", "paper", "figure", "replicates")
-ELSEWHERE = ("executor", "workers", "resources", "study", "follow")
+ELSEWHERE = ("executor", "workers", "resources", "study", "headline_method")
 """Parameters that no score depends on."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of an experiment.
+    """A row of an experiment.
 
     Attributes
     ----------
-    label : what the row is called.
-    changes : short key, as the file has it -> value.
-    params : all of params.yaml with them.
+    label : name of the row.
+    changes : short key, as in the file -> value.
+    params : all of params.yaml with these changes.
     """
 
     label: str
@@ -43,22 +44,22 @@ class Setting:
     @property
     def digest(self) -> str:
         """Short hash of every parameter that a score depends on."""
-        base = self.params["base"]
-        kept = {key: value for key, value in self.params.items() if key not in (*ELSEWHERE, "bases")}
-        text = json.dumps(kept | self.params["bases"][base], sort_keys=True)
+        params = self.params
+        kept = {key: value for key, value in params.items() if key not in (*ELSEWHERE, "bases", "recipes")}
+        text = json.dumps(kept | params["recipes"][params["recipe"]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A file of this folder, for one base.
+    """An experiment file, read for one base.
 
     Attributes
     ----------
-    paper : rows of the paper's table, called as the settings or as the methods; empty where it has none.
-    figure : short key that is the horizontal axis.
-    given : changes that are common to all settings.
-    replicates : whether the settings repeat one another, so that their spread is the answer.
+    given : changes common to all settings.
+    paper : rows of the paper's table, named like the settings or the methods; empty without such a table.
+    figure : short key on the horizontal axis of the chart.
+    replicates : True if the settings repeat one another, so that their spread is the answer.
     """
 
     name: str
@@ -71,30 +72,27 @@ class Experiment:
     paper: dict[str, dict[str, float]]
     figure: str | None
     replicates: bool
-
-    @property
-    def targets(self) -> list[str]:
-        """Stages to reproduce: with what they need, and nothing else."""
-        return [*(f"score@{method}-{split}" for method in self.methods for split in self.splits), "followed"]
+    targets = ("score", "headline")
 
     def overrides(self, setting: Setting) -> dict[str, Any]:
         """Full key of params.yaml -> value."""
         return {
             "evaluate.methods": self.methods,
             "evaluate.splits": self.splits,
-            "follow": setting.params["follow"],
+            "headline_method": setting.params["headline_method"],
+            "recipe": setting.params["recipe"],
             **{full(key, setting.params): value for key, value in (self.given | setting.changes).items()},
         }
 
     def revision(self, setting: Setting, commit: str) -> str:
-        """Name of the setting among DVC's experiments, of a commit too: results of two commits have two names."""
+        """Name of the setting among DVC's experiments; it ends in the commit, so results of two commits differ."""
         words = re.sub(r"[^A-Za-z0-9]+", "-", f"{self.name}-{setting.label}").strip("-")
         words = words if len(words) <= 50 else f"{words[:41]}-{setting.digest[:8]}"
         return f"{words}-{commit[:7]}"
 
 
 def names() -> list[str]:
-    """All experiments there are."""
+    """Names of all experiments."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -103,30 +101,28 @@ def read(name: str, given: Mapping[str, Any] | None = None) -> Experiment:
 
     Parameters
     ----------
-    given : further changes, common to all settings, with keys as in the file.
+    given : further changes for all settings, with short keys as in the file.
 
     Raises
     ------
-    UserError : there is no such experiment, or its file or a setting is not right.
+    UserError : no such experiment, or a mistake in its file or in a setting.
     """
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
         near = get_close_matches(name, names(), 1)
-        raise UserError(
-            f"{path}: no such experiment; {f'did you mean {near[0]}?' if near else 'see ' + ', '.join(names())}"
-        )
+        hint = f"did you mean {near[0]}?" if near else f"see {', '.join(names())}"
+        raise UserError(f"{path}: no such experiment; {hint}")
     content = _yaml(path)
     if not isinstance(content, dict) or not {"question", "methods", "splits"} <= content.keys():
         raise UserError(f"{path}: needs question, methods and splits")
     unknown = [str(key) for key in content if key not in KEYS]
     if unknown:
         raise UserError(f"{path}: no key is called {unknown[0]!r}; known: {', '.join(KEYS)}")
-    standard = _yaml(Path("params.yaml"))
-    rows = _rows(path, content.get("settings", [{}]))
-    common = {"evaluate.methods": content["methods"], "evaluate.splits": content["splits"], **(given or {})}
+    standard, given = _yaml(Path("params.yaml")), dict(given or {})
+    common = {"evaluate.methods": content["methods"], "evaluate.splits": content["splits"], **given}
     settings = [
         Setting(str(row.pop("label", None) or describe(row)), row, changed(standard, common | row, path))
-        for row in rows
+        for row in _rows(path, content.get("settings", [{}]))
     ]
     labels = [setting.label for setting in settings]
     repeated = [label for label in labels if labels.count(label) > 1]
@@ -135,13 +131,14 @@ def read(name: str, given: Mapping[str, Any] | None = None) -> Experiment:
     catalog = Catalog.load()
     for setting in settings:
         _check(setting, path, catalog)
+    params = settings[0].params
     return Experiment(
         name=name,
-        base=settings[0].params["base"],
+        base=params["base"],
         question=content["question"],
-        methods=settings[0].params["evaluate"]["methods"],
-        splits=settings[0].params["evaluate"]["splits"],
-        given=dict(given or {}),
+        methods=params["evaluate"]["methods"],
+        splits=params["evaluate"]["splits"],
+        given=given,
         settings=settings,
         paper=_paper(content.get("paper")),
         figure=content.get("figure"),
@@ -150,36 +147,42 @@ def read(name: str, given: Mapping[str, Any] | None = None) -> Experiment:
 
 
 def describe(changes: Mapping[str, Any]) -> str:
-    """`steps=100, guided=to_q+to_k`: what a setting changes, in few words."""
+    """`steps=100, guided=to_q+to_k`: the changes of a setting in few words."""
     parts = [f"{key.rpartition('.')[2]}={_short(value)}" for key, value in changes.items()]
     return ", ".join(parts) or "default"
 
 
 def full(key: str, params: Mapping[str, Any]) -> str:
-    """`hypernet.steps` is of the chosen base; `seed` and `evaluate.splits` are of all."""
-    return key if key.partition(".")[0] in params else f"bases.{params['base']}.{key}"
+    """Key of params.yaml: `hypernet.steps` belongs to the chosen recipe, `seed` and `evaluate.splits` to no recipe."""
+    return key if key.partition(".")[0] in params else f"recipes.{params['recipe']}.{key}"
 
 
 def changed(params: Mapping[str, Any], changes: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A copy of the parameters with the changes made."""
-    result = json.loads(json.dumps(params))
-    result["base"] = changes.get("base", result["base"])
+    """Copy the parameters and make the changes; another base brings its recipe."""
+    result = copy.deepcopy(dict(params))
+    if str(changes.get("base")) in result["bases"]:
+        result["recipe"] = result["bases"][changes["base"]]["recipe"]
     for key, value in changes.items():
         *above, last = full(key, result).split(".")
-        section = result
+        section: Any = result
         for part in above:
             section = section.get(part) if isinstance(section, dict) else None
         if not isinstance(section, dict) or isinstance(value, dict):
             reason = "give its keys one by one" if isinstance(value, dict) else "params.yaml has no such key"
             raise UserError(f"{path}: {key}: {reason}")
         section[last] = value
-    if result["follow"] not in result["evaluate"]["methods"]:
-        result["follow"] = result["evaluate"]["methods"][0]
+    if result["headline_method"] not in result["evaluate"]["methods"]:
+        result["headline_method"] = result["evaluate"]["methods"][0]
     return result
 
 
+def hydra(value: Any) -> str:
+    """Write a value as `dvc exp run -S` takes it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def _rows(path: Path, settings: Any) -> list[dict[str, Any]]:
-    """A list of changes as it stands; of lists of values, all combinations."""
+    """The changes of each setting: a list as it stands, or all combinations of lists of values."""
     if isinstance(settings, dict) and settings and all(isinstance(values, list) for values in settings.values()):
         return [dict(zip(settings, row, strict=True)) for row in itertools.product(*settings.values())]
     if isinstance(settings, list) and settings and all(isinstance(row, dict) for row in settings):
@@ -188,10 +191,8 @@ def _rows(path: Path, settings: Any) -> list[dict[str, Any]]:
 
 
 def _paper(name: str | None) -> dict[str, dict[str, float]]:
-    if name is None:
-        return {}
     path = Path("data/paper_results.yaml")
-    tables = _yaml(path)
+    tables = _yaml(path) if name else {None: {}}
     if name not in tables:
         raise UserError(f"{path}: no table is called {name!r}; known: {', '.join(tables)}")
     return tables[name]
@@ -219,10 +220,3 @@ def _yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-
-
-def hydra(value: Any) -> str:
-    """A value as `dvc exp run -S` takes it."""
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return f"[{','.join(map(hydra, value))}]"
-    return json.dumps(value, ensure_ascii=False)

@@ -1,9 +1,9 @@
-"""A subject in new situations, plain and in a style, by every method (Fig. A11, A13 and 1 of the paper).
+"""Draw a subject in new situations, plain and in a style, by every method (Fig. A11, A13 and 1 of the paper).
 
     python -m experiments.recontextualise dog8 oil_painting2
 
-Needs what `dvc repro` made; writes results/<base>/experiments/recontextualised-<subject>+<style>.webp. Pictures to look
-at: no judge is asked, and a base that knows no such situations (pocket) shows none.
+Reads artifacts of `dvc repro` and writes results/<base>/experiments/recontextualised-<subject>+<style>.webp. No judge
+scores the images, and a base that knows no such situations (pocket) shows none.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from lorarar.lora.adapter import Adapter
 from lorarar.merge.klora import Schedule
 from lorarar.merge.registry import METHODS
 from lorarar.report import figures, tables
-from stages.shared.context import Context, backbone, present
+from stages.shared.base_model import base_model
+from stages.shared.context import Context, present
 from stages.shared.entry_point import run
 
 
-def main(context: Context) -> None:
+def main(context: Context, of_subject: str, of_style: str) -> None:
     """Draw one image for every situation and method, all from the same seed."""
     torch.set_num_threads(1)
-    of_subject, of_style = context.arguments
     subject, style = context.catalog.subjects.get(of_subject), context.catalog.styles.get(of_style)
     if subject is None or style is None:
-        raise UserError(f"{' '.join(context.arguments)}: not a subject and a style; their names stand in data/*.csv")
+        raise UserError(f"{of_subject} {of_style}: not a subject and a style; their names stand in data/*.csv")
     prompts = yaml.safe_load(Path("data/prompts.yaml").read_text(encoding="utf-8"))
     situations = prompts["recontextualisation"] + prompts["recontextualisation_figure_1"]
     methods = [method for method in context.params.evaluate.methods if method in METHODS]
     merged = {m: present(context.artifacts / "merge" / m / f"{pair_name(subject, style)}.safetensors") for m in methods}
-    model, settings = backbone(**context.model()), context.knobs.generate.model_dump(exclude={"images_per_pair"})
+    model, settings = base_model(context).load(), context.knobs.generate.model_dump(exclude={"images_per_pair"})
     adapters = {m: (Schedule if METHODS[m].schedule else Adapter).load(path) for m, path in merged.items()}
     content, rows = Adapter.load(context.adapter(subject)), []
     references = [pictures.read(context.pictures(member)[0]) for member in (subject, style)]

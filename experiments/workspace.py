@@ -1,12 +1,14 @@
-"""A clone of the repository in which settings run one after the other, beside the tree that is being worked on.
+"""A clone of the repository in which settings run one after the other, apart from the tree that you edit.
 
-It shares DVC's cache, and begins with links to the finished tasks, so that only what a setting changes is computed.
-Each setting becomes an experiment of DVC, of the commit that is checked out: `dvc exp show` lists them all.
+The clone shares DVC's cache and starts with links to the finished tasks, so only what a setting changes is computed.
+Each setting becomes an experiment of DVC on the commit that is checked out: `dvc exp show` lists them all.
+
+`dvc exp run --temp` would need no clone, but it writes the setting into params.yaml of your tree for a moment, where a
+stage that starts then reads it, and deletes its folder on Ctrl-C, although jobs of Slurm still work there.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -18,22 +20,25 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import pandas as pd
+
 from experiments.experiment import Experiment, Setting, hydra
 from lorarar.errors import UserError
 from lorarar.files import write_json
 from lorarar.scoring import score_table
+from slurm.task import WORK
 
-FOLDER = Path(".work/experiments")
+FOLDER = WORK / "experiments"
 CODE = ("data", "dvc.yaml", "lorarar", "params.yaml", "slurm", "stages")
-"""What results depend on."""
+"""Files and folders that results depend on."""
 
 
 def commit() -> str:
-    """The commit that is checked out.
+    """Return the commit that is checked out.
 
     Raises
     ------
-    UserError : what results depend on differs from it: they would name a commit that does not make them.
+    UserError : uncommitted changes in `CODE`, which would not be part of what runs.
     """
     edited = _output("git", "status", "--porcelain", "--", *CODE)
     if edited:
@@ -43,89 +48,81 @@ def commit() -> str:
 
 
 def key(experiment: Experiment, setting: Setting, commit: str) -> str:
-    """Name of a setting's record: its parameters, what is evaluated, and the code, wherever that is committed."""
-    code = [_output("git", "rev-parse", f"{commit}:{path}") for path in CODE if path != "params.yaml"]
+    """Hash of the parameters, the base and the code: equal code in another commit has the same."""
+    code = _output("git", "rev-parse", *(f"{commit}:{path}" for path in CODE if path != "params.yaml")).splitlines()
     return hashlib.sha256(json.dumps([setting.digest, experiment.base, code]).encode()).hexdigest()[:24]
 
 
 def record(experiment: Experiment, setting: Setting, commit: str) -> dict[str, Any] | None:
-    """What `run` wrote about a setting, or None."""
+    """Figures that `run` wrote for a setting; None if it has not run."""
     path = _record(experiment, setting, commit)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def run(experiment: Experiment, setting: Setting, commit: str) -> dict[str, Any]:
-    """Run a setting and keep its figures.
+    """Run a setting, write its figures and return them.
 
     Raises
     ------
-    UserError : a stage failed; it has said why.
+    UserError : a stage failed; its own message stands above.
     """
-    tree = _prepare(commit)
+    tree = _clone(commit)
     revision = experiment.revision(setting, commit)
     where = f"refs/exps/{commit[:2]}/{commit[2:]}/{revision}"
     _output("git", "-C", str(tree), "update-ref", "-d", where)  # of an attempt whose record is lost
     changes = [f"-S{key}={hydra(value)}" for key, value in experiment.overrides(setting).items()]
+    # The clone's own packages and finished tasks: two runs at once would delete each other's unfinished tasks.
+    environment = {**_environment(), "PYTHONPATH": str(tree), "LORARAR_WORK": ".work"}
     started = time.time()
-    # The clone's own packages, whatever the tree beside it holds by now.
-    environment = {**_environment(), "PYTHONPATH": str(tree)}
     command = ["dvc", "exp", "run", "--name", revision, *changes, *experiment.targets]
     if subprocess.run(command, cwd=tree, env=environment).returncode:
-        raise UserError(f"{experiment.name}: {setting.label}: failed, see above; the same command goes on from there")
-    figures = {}
-    for method in experiment.methods:
-        for split in experiment.splits:
-            name = f"{method}-{split}"
-            text = (tree / "results" / experiment.base / "metrics" / f"{name}.json").read_text(encoding="utf-8")
-            scores = tree / "artifacts" / experiment.base / "score" / f"{name}.parquet"
-            rows_of = score_table.by_pair(score_table.read(scores))
-            right = {"+".join(pair): [row.right for row in rows] for pair, rows in rows_of.items()}
-            figures[name] = {**json.loads(text), "right": right}
+        raise UserError(f"{experiment.name}: {setting.label}: failed, see above; the same command continues")
+    seconds = round(time.time() - started)
     _output("git", "fetch", "--quiet", str(tree), f"+{where}:{where}")
+    results, artifacts, figures = tree / "results" / experiment.base, tree / "artifacts" / experiment.base, {}
+    for name in (f"{method}-{split}" for method in experiment.methods for split in experiment.splits):
+        pairs = score_table.by_pair(score_table.read(artifacts / "score" / f"{name}.parquet"))
+        right = {"+".join(pair): [row.right for row in rows] for pair, rows in pairs.items()}
+        metrics = json.loads((results / "metrics" / f"{name}.json").read_text(encoding="utf-8"))
+        figures[name] = {**metrics, "right": right}
     facts = {
         "revision": revision,
         "commit": commit[:12],
         "params": setting.digest,
-        "seconds": round(time.time() - started),
+        "seconds": seconds,
         "figures": figures,
-        "loss": _loss(tree / "results" / experiment.base / "plots" / "hypernet.csv")
-        if "lorarar" in experiment.methods
-        else None,
+        "loss": _loss(results / "plots" / "hypernet.csv") if "lorarar" in experiment.methods else None,
     }
     write_json(_record(experiment, setting, commit), facts)
     return facts
 
 
 def _loss(path: Path) -> dict[str, float]:
-    """Of the hypernetwork and its terms of content and style: means over the last quarter of its training."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    last = rows[len(rows) * 3 // 4 :]
-    names = {"loss": "loss", "loss_content": "content", "loss_style": "style"}
-    return {name: mean(float(row[column]) for row in last) for name, column in names.items()}
+    """Loss of the hypernetwork, and its content and style term: means over the last quarter of its training."""
+    steps = pd.read_csv(path, dtype=float)
+    last = steps.iloc[len(steps) * 3 // 4 :]
+    return {name: mean(last[name.removeprefix("loss_")]) for name in ("loss", "loss_content", "loss_style")}
 
 
 def _record(experiment: Experiment, setting: Setting, commit: str) -> Path:
     return FOLDER / experiment.base / f"{key(experiment, setting, commit)}.json"
 
 
-def _prepare(commit: str) -> Path:
-    """The clone, as it is at this commit."""
+def _clone(commit: str) -> Path:
+    """The clone with this commit checked out. It is kept, as jobs of an interrupted run may still work in it."""
     tree = (FOLDER / "tree").absolute()
-    if not (tree / ".git").exists():
-        shutil.rmtree(tree, ignore_errors=True)
-        hidden = tree.with_name(f".tree.{os.getpid()}")
+    if not tree.exists():
+        hidden = tree.with_name(".tree")
         shutil.rmtree(hidden, ignore_errors=True)
         _output("git", "clone", "--quiet", "--no-checkout", ".", str(hidden))
-        for base in Path(".work").iterdir():
-            if base.is_dir() and base.name not in ("experiments", "code"):
-                shutil.copytree(base, hidden / ".work" / base.name, copy_function=os.link)
+        ignored = shutil.ignore_patterns("experiments", "code")
+        shutil.copytree(WORK, hidden / ".work", ignore=ignored, copy_function=os.link)
         hidden.rename(tree)
     _output("git", "-C", str(tree), "fetch", "--quiet", "origin", "HEAD")
     _output("git", "-C", str(tree), "checkout", "--quiet", "--force", "--detach", commit)
     _output("git", "-C", str(tree), "clean", "-fdq", "results")
-    cache = _output("dvc", "cache", "dir")
-    _output("dvc", "--cd", str(tree), "config", "--local", "cache.dir", str(Path(cache).absolute()))
+    cache = Path(_output("dvc", "cache", "dir")).absolute()
+    _output("dvc", "--cd", str(tree), "config", "--local", "cache.dir", str(cache))
     return tree
 
 
@@ -138,5 +135,5 @@ def _output(*command: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """With the commands that are installed beside this Python first, whether or not its environment is activated."""
+    """Variables with the commands installed for this Python first, even where its environment is not activated."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

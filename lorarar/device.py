@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""The device to compute on, and how fast its dtypes are."""
 
 from __future__ import annotations
 

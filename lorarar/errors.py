@@ -7,11 +7,11 @@ LONGEST = 500
 class UserError(Exception):
     """A mistake the user can mend: its message is one line that names the file or key, what is wrong and what to do.
 
-    Of a message that quotes what should not reach a terminal, such as escape sequences, only the printable is kept.
+    Only printable characters of the message are kept: it may quote a file's escape sequences.
 
     Attributes
     ----------
-    plain : for who shows errors and does not know this class: the message says all there is to say.
+    plain : tells code that cannot import this class to print the message without a traceback.
     """
 
     plain = True
@@ -21,6 +21,6 @@ class UserError(Exception):
 
 
 def printable(line: str) -> str:
-    """What of a line may reach a terminal."""
+    """The part of a line that may reach a terminal."""
     line = "".join(letter if letter.isprintable() else "?" for letter in line)
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"

@@ -23,7 +23,7 @@ os.umask(UMASK := os.umask(0o077))  # there is no way to read it but to set it
 
 @contextmanager
 def atomic(path: Path | str, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success fsync it and rename it into place, on failure remove it.
+    """Yield a temporary path next to `path`; on success fsync it and rename it into place, on failure remove it.
 
     Without `durable` there is no fsync, and a power cut may leave an empty file: for what is checked when it is read
     and can be made again.
@@ -76,7 +76,7 @@ def _disk_is_full(error: Exception, folder: Path) -> bool:
 
 
 def _refused(error: OSError, *paths: Path) -> bool:
-    """Whether it is one of these that the system would not write; of a file that is open it gives no name."""
+    """True if the system refused to write one of these paths. Errors on an open file carry no path."""
     if isinstance(error.filename, str | bytes):
         return Path(os.fsdecode(error.filename)) in paths
     return error.errno in (errno.EFBIG, errno.EIO)
@@ -106,7 +106,7 @@ def sha256(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(folder: Path | str) -> str:
+def folder_sha256(folder: Path | str) -> str:
     """SHA-256 over the names and contents of all files below a folder, wherever it lies; hidden ones do not count."""
     folder, digest = Path(folder), hashlib.sha256()
     names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""Many small computations side by side."""
+"""Runs many small computations side by side."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def each(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+def map_layers(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
     """`function(*item)` of every item, in order: as many at a time as torch has threads, and each with one thread.
 
     The layers of an adapter are many small products, which finish sooner side by side than one after another with all
-    cores on each; and what one thread computes does not depend on how many there are. Where gradients are recorded
+    cores on each; and the result of one thread does not depend on the number of threads. Where gradients are recorded
     they are computed in turn instead.
     """
     count, items = torch.get_num_threads(), list(items)
@@ -40,7 +40,7 @@ def each(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """No products on several cores: of small ones, and beside other threads, they take longer than on one."""
+    """One core for each product within the block: small products take longer on several, as do those of threads."""
     count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -55,7 +55,7 @@ class Scratch(threading.local):
     Parameters
     ----------
     like
-        Has the dtype and the device.
+        A tensor of the dtype and on the device that the memory is to have.
     """
 
     def __init__(self, like: Tensor) -> None:

@@ -23,7 +23,7 @@ EXAMPLES = Path("examples/pocket")
 POCKET = Path("data/pocket/base")
 CLONE = "what the repository ships is not in the package; run this in a clone of it"
 GUIDANCE = {True: 1.5, False: 7.5}
-"""Of pocket, and of others."""
+"""Default guidance: of pocket, and of other bases."""
 
 
 def show(

@@ -1,1 +1,1 @@
-"""Fan-out: independent tasks in, results out. Nothing here knows what the tasks are about."""
+"""Runs independent tasks on this machine or on a Slurm cluster, whatever the tasks do."""

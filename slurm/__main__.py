@@ -1,4 +1,4 @@
-"""python -m slurm: plan, watch, read, measure and cancel what runs on a cluster."""
+"""python -m slurm: plan, watch, measure and cancel the tasks on a cluster, and read their logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,10 +15,9 @@ from rich.table import Table
 
 from slurm import monitor, pipeline_job
 from slurm.commands import ClusterError
-from slurm.task import read_record
+from slurm.task import WORK, read_record
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
-WORK = Path(".work")
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -31,7 +29,7 @@ def plan(stage: str, arguments: Annotated[list[str] | None, typer.Argument()] = 
 
 @app.command()
 def status() -> None:
-    """Show for every stage how many tasks are done, running, queued and failed."""
+    """Show how many tasks of every stage are done, running, queued and failed."""
     table = Table("stage", "done", "running", "queued", "failed", "not begun", "time left")
     failed, waits = [], []
     for row in monitor.progress(WORK):
@@ -45,8 +43,8 @@ def status() -> None:
 
 
 @app.command()
-def logs(task: str, follow: Annotated[bool, typer.Option("-f", help="Go on as the log grows.")] = False) -> None:
-    """Print the log of the job that did a task last, by the task's name."""
+def logs(task: str, follow: Annotated[bool, typer.Option("-f", help="Follow the log as it grows.")] = False) -> None:
+    """Print the log of the last job of a task, which is given by its name."""
     log = monitor.log_of(WORK, task)
     if log is None:
         raise ClusterError(
@@ -62,7 +60,7 @@ def logs(task: str, follow: Annotated[bool, typer.Option("-f", help="Go on as th
 
 @app.command()
 def efficiency() -> None:
-    """Compare what jobs asked for with what their finished tasks used."""
+    """Compare the time, memory and cores that jobs asked for with those that finished tasks used."""
     table = Table("stage", "tasks", "time used / asked", "memory used / asked", "cores busy / asked")
     for journal in monitor.journals(WORK):
         for run in journal.runs().values():
@@ -84,7 +82,7 @@ def efficiency() -> None:
 
 @app.command()
 def cancel(stages: Annotated[list[str] | None, typer.Argument(help="As `status` names them; all by default.")] = None):
-    """Cancel the jobs of all stages, or of some. What is finished stays."""
+    """Cancel the jobs of all stages, or of some. Finished tasks stay."""
     print(f"{monitor.cancel(WORK, stages or [])} jobs or arrays cancelled")
 
 

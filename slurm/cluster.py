@@ -1,4 +1,4 @@
-"""Tasks as array jobs of Slurm: submitted, watched, begun again after what clusters do to jobs, and never twice."""
+"""Runs tasks as Slurm array jobs and retries those lost to preemption, node failures or time limits."""
 
 from __future__ import annotations
 
@@ -10,47 +10,50 @@ import shutil
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slurm import commands
-from slurm.commands import ClusterError, Status
-from slurm.job import TIME_IS_UP, Element, name_of
+from slurm.commands import ClusterError, Status, last_line
+from slurm.job import Element
 from slurm.journal import Array, Journal, slug, tail
-from slurm.local import ONE_THREAD, bar
+from slurm.local import ONE_THREAD, progress_bar
 from slurm.resources import Resources
 from slurm.site import Site
-from slurm.task import Function, Task, TaskError, fingerprint, names
+from slurm.task import Task, TaskError, names, paths_sha256
+
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
 
 PASSING = re.compile(
     r"unable to contact|timed out|temporarily|connection refused|try again|limit|zero bytes|communication",
     re.IGNORECASE,
 )
-"""What sbatch says of things that pass: a controller that is away, or as many jobs of one user as are allowed."""
+"""Refusals of sbatch that pass: the controller is away, or the user has as many jobs as are allowed."""
 
 OUT_OF_MEMORY = re.compile(r"oom.?kill|out.of.memory|exceeded.*memory.limit", re.IGNORECASE)
-"""What slurmstepd or the kernel write into the log of a job they kill."""
+"""Lines that slurmstepd or the kernel write into the log of a job that they kill."""
 
 
-def slurm(tasks: Sequence[Task], function: Function, resources: Resources, description: str) -> None:
-    """Do tasks as jobs, some of them in each element of as many arrays as the cluster's MaxArraySize makes necessary.
+def slurm(tasks: Sequence[Task], resources: Resources, description: str) -> None:
+    """Do tasks as array jobs and wait for them. MaxArraySize limits the size of an array.
 
-    Jobs that an earlier driver has submitted for the same tasks are waited for, not submitted again. On Ctrl-C jobs
-    stay in the queue.
+    If an earlier process has submitted jobs for the same tasks, they are waited for and not submitted again. On Ctrl-C
+    jobs stay in the queue.
 
     Raises
     ------
     TaskError : a task failed, after all others were done.
     ClusterError : Slurm refuses the jobs.
     """
-    _Driver(tasks, function, resources, description).run()
+    ArraySupervisor(tasks, resources, description).run()
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where tasks are: one element of an array."""
+    """One element of an array, which does some tasks."""
 
     array: Array
     index: int
@@ -60,10 +63,11 @@ class _Place:
         return self.array.id(self.index)
 
 
-class _Driver:
-    def __init__(self, tasks: Sequence[Task], function: Function, resources: Resources, description: str) -> None:
+class ArraySupervisor:
+    """Submits the arrays of one run, watches them, and submits again what was lost."""
+
+    def __init__(self, tasks: Sequence[Task], resources: Resources, description: str) -> None:
         self.tasks = {task.key: task for task in tasks}
-        self.function = function
         self.resources = resources
         self.description = description
         self.root = tasks[0].folder.parent
@@ -71,12 +75,12 @@ class _Driver:
         self.site = Site.here()
         self.flying: dict[_Place, set[str]] = {}
         self.waiting = list(self.tasks)
-        self.absent: Counter[_Place] = Counter()  # how many times in a row the queue did not know it
+        self.absent: Counter[_Place] = Counter()  # number of questions in a row to which the queue did not know it
         self.attempts: Counter[str] = Counter()
         self.memory_gb = dict.fromkeys(self.tasks, resources.memory_gb)
         self.bad_nodes: set[str] = set()
         self.slowly = commands.pauses()
-        self.failed: dict[str, tuple[str, list[str], Path | None]] = {}  # reason, last lines, log
+        self.failed: dict[str, dict[str, Any]] = {}
 
     def run(self) -> None:
         attached = self._attach()
@@ -100,13 +104,13 @@ class _Driver:
 
     def _watch(self) -> None:
         left, pauses, look = self._left, commands.pauses(), 0.0
-        with bar(list(self.tasks), self.description, len(self.tasks) - left) as progress:
+        with progress_bar(len(self.tasks), self.description, initial=len(self.tasks) - left) as progress:
             while self._left:
                 if self.waiting and self._submit():
                     self.slowly = commands.pauses()
                 time.sleep(next(pauses))
                 self._read_outputs()
-                # Files first, and the queue only about what they leave open, ever more rarely.
+                # Files are read first. The queue is asked only about open tasks, more and more rarely.
                 if self.flying and time.monotonic() >= look:
                     look = time.monotonic() + self._read_queue()
                 if self._left < left:
@@ -119,13 +123,13 @@ class _Driver:
         return len(self.waiting) + sum(map(len, self.flying.values()))
 
     def _attach(self) -> int:
-        """Find the jobs of an earlier driver; return how many tasks they have."""
+        """Find the jobs of an earlier process; return the number of their tasks."""
         known = [array for array in self.journal.arrays() if array.run == slug(self.description)]
         if not known:
             return 0
         jobs = _ask_until_answered()
         for array in known:
-            if array.job is None:  # the driver died while it submitted: was it before, or after?
+            if array.job is None:  # the process died while it submitted
                 ids = [job for job, status in jobs.items() if status.name == array.name and not status.ended]
                 if ids:
                     self.journal.submitted(array, ids[0].partition("_")[0])
@@ -144,19 +148,19 @@ class _Driver:
         return sum(map(len, self.flying.values()))
 
     def _submit(self) -> bool:
-        """Submit what waits and return True; what Slurm does not take just now goes on waiting."""
+        """Submit the waiting tasks. Return False if Slurm does not take them now; they keep waiting then."""
         groups: dict[tuple[float, bool], list[str]] = defaultdict(list)
         for key in self.waiting:
             groups[self.memory_gb[key], self.attempts[key] > 0].append(key)
         for (memory_gb, again), keys in groups.items():
-            size = 1 if again else self.resources.tasks_per_job  # no more company for one that was killed
+            size = 1 if again else self.resources.tasks_per_job  # a task that was lost gets a job for itself
             elements = [keys[start : start + size] for start in range(0, len(keys), size)]
             most = self.site.array_size
             arrays = [elements[start : start + most] for start in range(0, len(elements), most)]
             chains = min(self.resources.parallel, len(arrays))
             submitted: list[Array] = []
             for number, part in enumerate(arrays):
-                # `parallel` holds for all arrays together: they share it, and where it is too small for that, queue up.
+                # `parallel` holds for all arrays together. They share it; if it is too small, they wait for each other.
                 before = submitted[number - chains] if number >= chains else None
                 share = (self.resources.parallel + chains - 1 - number % chains) // chains
                 array = self._submit_array(part, memory_gb, share, before)
@@ -171,45 +175,41 @@ class _Driver:
     def _submit_array(
         self, elements: list[list[str]], memory_gb: float, parallel: int, before: Array | None
     ) -> Array | None:
-        asked = {**self.resources.model_dump(include={"minutes", "cpus", "gpus"}), "memory_gb": memory_gb}
-        array = self.journal.new_array(slug(self.description), elements, asked)
-        executor = make_executor(array, self.resources, memory_gb, parallel, self.site, self.bad_nodes, before)
+        array = self.journal.new_array(slug(self.description), elements, self.resources.job(memory_gb))
+        executor = make_executor(array, self.site, parallel, self.bad_nodes, before)
         calls = [
-            Element(name_of(self.function), [self.tasks[key] for key in keys], array.folder, index, asked)
+            Element([self.tasks[key] for key in keys], array.folder, index, array.asked)
             for index, keys in enumerate(elements)
         ]
-        silence = io.StringIO()  # submitit prints what it also raises
         try:
-            with contextlib.redirect_stderr(silence):
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit also raises the message that it prints
                 jobs = executor.submit_array(calls)
         except Exception as error:
             self.journal.forget(array)
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             if PASSING.search(str(error)):
                 return None
             if self.bad_nodes and "not available" in str(error):
                 self.bad_nodes.clear()  # none is left without them
                 return None
-            raise ClusterError(f"{self.description}: sbatch refuses the jobs: {reason}") from None
+            raise ClusterError(f"{self.description}: sbatch refuses the jobs: {last_line(str(error))}") from None
         self.journal.submitted(array, jobs[0].job_id.partition("_")[0])
         return array
 
     def _read_outputs(self) -> None:
-        """Tasks whose folder is there are done, whatever the queue says."""
+        """Note which tasks are done: those whose folder exists, even if the queue differs."""
         done, failures = names(self.root), self.journal.failures()
         for place, keys in list(self.flying.items()):
             for key in keys & failures - done:
-                failure = self.journal.failure(key)
-                self._retry(place, key, failure["reason"], failure["kind"], failure["again"], failure["lines"])
+                self._retry(place, key, self.journal.failure(key))
             keys -= failures | done
             if not keys:
                 del self.flying[place]
 
     def _read_queue(self) -> float:
-        """See to jobs that have ended without output; return seconds until it is worth to ask again."""
+        """Handle jobs that ended without output; return the seconds to wait until the next question."""
         jobs = commands.statuses()
         if jobs is None:
-            return 5  # the controller is away: that says nothing about the jobs
+            return 5  # the controller is away, which says nothing about the jobs
         gone = []
         for place in list(self.flying):
             status = jobs.get(place.id)
@@ -221,7 +221,7 @@ class _Driver:
                 self.absent[place] = 0
             else:
                 self.absent[place] += 1
-                # Outputs may be seen a little later than the end of the job that wrote them.
+                # Outputs may become visible a little later than the end of their job.
                 if self.absent[place] > 1:
                     gone.append(place)
         if gone:
@@ -233,7 +233,7 @@ class _Driver:
         return 2 if any(self.absent[place] for place in self.flying) else next(self.slowly)
 
     def _ended(self, place: _Place, status: Status | None) -> None:
-        """A job has ended and left tasks undone."""
+        """Find out why a job ended with undone tasks, and retry or fail them."""
         keys, now = self.flying.pop(place), place.array.now(place.index)
         lines = tail(place.array.log(place.index))
         node = commands.first_node(status.node if status else "") or now.get("node", "")
@@ -254,83 +254,65 @@ class _Driver:
         for key in place.array.elements[place.index]:  # in their order
             if key not in keys:
                 continue
-            # The task that was being done has used up an attempt; those that waited for their turn have not.
+            # Only the task that was running has used up an attempt.
             counts = kind != "preempted" and (not now or now["key"] == key or now["key"] not in keys)
-            self._retry(place, key, reason, kind, kind != "cancelled", lines, counts)
+            failure = {"reason": reason, "kind": kind, "again": kind != "cancelled", "lines": lines}
+            self._retry(place, key, failure, counts)
 
-    def _retry(
-        self, place: _Place, key: str, reason: str, kind: str, again: bool, lines: list[str], counts: bool = True
-    ) -> None:
+    def _retry(self, place: _Place, key: str, failure: dict[str, Any], counts: bool = True) -> None:
         self.attempts[key] += counts
-        if kind == "memory":
-            self.memory_gb[key] = 2 * self.memory_gb[key]
-        if again and self.attempts[key] <= self.resources.retries:
+        if failure["kind"] == "memory":
+            self.memory_gb[key] *= 2
+        if failure["again"] and self.attempts[key] <= self.resources.retries:
             self.journal.clear(key)
             self.waiting.append(key)
             return
         if self.attempts[key] > 1:
-            reason += f", {self.attempts[key]} times"
-        self.failed[key] = (reason, lines, place.array.log(place.index))
-        self.journal.fail(key, {"reason": reason, "kind": kind, "again": again, "lines": lines})
+            failure["reason"] += f", {self.attempts[key]} times"
+        self.failed[key] = failure | {"log": place.array.log(place.index)}
+        self.journal.fail(key, failure)
 
     def _error(self) -> TaskError:
-        for key, (_, lines, log) in list(self.failed.items())[:5]:
-            if lines:
-                print(f"\n{self.tasks[key].name}: last lines of {log}", *lines, sep="\n  ", file=sys.stderr)
-        (key, (reason, _, log)), *others = self.failed.items()
-        more = f" (and {len(others)} more: `python -m slurm status`)" if others else ""
-        return TaskError(f"{self.description}: {self.tasks[key].name}: {reason}; log: {log}{more}")
+        told = [{"name": self.tasks[key].name, **failure} for key, failure in self.failed.items()]
+        for failure in told[:5]:
+            if failure["lines"]:
+                head = f"\n{failure['name']}: last lines of {failure['log']}"
+                print(head, *failure["lines"], sep="\n  ", file=sys.stderr)
+        more = f" (and {len(told) - 1} more: `python -m slurm status`)" if told[1:] else ""
+        return TaskError(f"{self.description}: {told[0]['name']}: {told[0]['reason']}; log: {told[0]['log']}{more}")
 
 
 def make_executor(
-    array: Array,
-    resources: Resources,
-    memory_gb: float,
-    parallel: int,
-    site: Site,
-    bad_nodes: set[str],
-    before: Array | None = None,
-) -> Any:
+    array: Array, site: Site, parallel: int, bad_nodes: Iterable[str] = (), before: Array | None = None
+) -> SlurmExecutor:
     """submitit's executor for one array.
 
     Parameters
     ----------
-    parallel : elements running at a time.
-    bad_nodes : nodes to keep away from.
+    parallel : number of elements running at a time.
+    bad_nodes : nodes not to use.
     before : an array that has to end first.
     """
-    from submitit import SlurmExecutor
-
-    executor = SlurmExecutor(array.folder, max_num_timeout=0, python=site.interpreter)
-    options = site.options()
-    # `B:` and `exec` together make the signal reach Python itself; there is no srun that could not be nested.
-    notice = min(90, resources.minutes * 15)
-    options["additional_parameters"] |= {"signal": f"B:{TIME_IS_UP.name.removeprefix('SIG')}@{notice}"}
     exclude = ",".join(filter(None, [site.exclude, *sorted(bad_nodes)]))
-    threads = {name: str(resources.cpus) for name, value in ONE_THREAD.items() if value == "1"}
+    threads = {name: str(array.asked["cpus"]) for name, value in ONE_THREAD.items() if value == "1"}
     variables = {**ONE_THREAD, **threads, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(snapshot())}
-    executor.update_parameters(
-        **options,
+    return site.executor(
+        array.folder,
+        array.asked,
+        notice=90,
+        setup=[f"export {name}={value}" for name, value in variables.items()],
         job_name=array.name,
-        time=resources.minutes,
-        mem=f"{round(memory_gb * 1024)}M",
-        cpus_per_task=resources.cpus,
-        gpus_per_node=resources.gpus or None,
         array_parallelism=parallel,
         exclude=exclude or None,
         dependency=f"afterany:{before.job}" if before else None,
-        setup=[*site.lines(), *(f"export {name}={value}" for name, value in variables.items())],
-        stderr_to_stdout=True,
-        use_srun=False,
     )
-    return executor
 
 
 def snapshot(root: Path = Path()) -> Path:
-    """A copy of the Python packages in `root`, named by their content: tasks run from it, whatever is edited later."""
+    """Copy the Python packages in `root` to a folder named by their content. Jobs run this copy, not later edits."""
     packages = sorted(path.parent for path in root.glob("*/__init__.py"))
     sources = [path for package in packages for path in sorted(package.rglob("*.py"))]
-    folder = (root / ".work" / "code" / fingerprint(sources)[:16]).absolute()
+    folder = (root / ".work" / "code" / paths_sha256(sources)[:16]).absolute()
     if not folder.exists():
         hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
         for path in sources:

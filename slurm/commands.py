@@ -1,4 +1,4 @@
-"""What Slurm's commands say, and no more often than asked. A controller that does not answer is no news."""
+"""Wrappers of squeue, sacct, scontrol and scancel. If the controller does not answer, nothing is assumed."""
 
 from __future__ import annotations
 
@@ -12,30 +12,21 @@ from dataclasses import dataclass
 from functools import cache
 
 PATIENCE = 60
-"""Seconds that a command may take, and longest time between two questions."""
+"""Seconds that a command may take, and longest wait between two questions."""
 
 ENDED = {
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "LAUNCH_FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
-}
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
+}  # fmt: skip
 
 
 class ClusterError(Exception):
-    """The cluster or its settings are not usable. One line that says what is wrong and what to do."""
+    """The cluster or its settings are not usable. The message is one line: the fault and its remedy."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What the queue, or the accounting, says about one job or array element."""
+    """State of one job or array element, from the queue or the accounting."""
 
     state: str
     node: str = ""
@@ -48,12 +39,12 @@ class Status:
 
     @property
     def stuck(self) -> bool:
-        """Slurm could not launch it and holds it: without help it stays for ever."""
+        """Slurm could not launch the job and holds it; it would stay in the queue for ever."""
         return self.state == "PENDING" and "launch failed" in self.reason.lower().replace("_", " ")
 
 
 def pauses() -> Iterator[float]:
-    """Seconds to wait between questions, longer and longer."""
+    """Seconds to wait between questions; they grow to `PATIENCE`."""
     seconds = 2.0
     while True:
         yield seconds
@@ -61,17 +52,17 @@ def pauses() -> Iterator[float]:
 
 
 def answers() -> bool:
-    """Whether there is Slurm here: sbatch is installed and knows its cluster, though that may be down just now."""
+    """Tell whether sbatch is installed and configured here; the cluster itself may be down."""
     return shutil.which("sbatch") is not None and _call("sbatch", "--version").returncode == 0
 
 
 @cache
 def configuration() -> dict[str, str]:
-    """The settings of the controller, which is given some minutes to answer.
+    """The settings of the controller, which has some minutes to answer.
 
     Raises
     ------
-    ClusterError : it did not.
+    ClusterError : it did not answer.
     """
     reason = ""
     for seconds, _ in zip(pauses(), range(10), strict=False):
@@ -80,7 +71,7 @@ def configuration() -> dict[str, str]:
         found = {name.strip(): value.strip() for name, value in pairs}
         if done.returncode == 0 and "MaxArraySize" in found:
             return found
-        reason = _last_line(done.stderr)
+        reason = last_line(done.stderr)
         time.sleep(seconds)
     raise ClusterError(
         f"scontrol: Slurm's controller does not answer ({reason}); wait for it, or set `executor: local`"
@@ -88,7 +79,7 @@ def configuration() -> dict[str, str]:
 
 
 def statuses() -> dict[str, Status] | None:
-    """All one's jobs by id (`12`, or `12_3` for an element of an array); None if the controller did not answer."""
+    """The user's jobs by id (`12`, or `12_3` for an array element); None if the controller did not answer."""
     done = _call("squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}",
                  "--format=%F|%K|%T|%N|%j|%r")  # fmt: skip
     if done.returncode:
@@ -101,7 +92,7 @@ def statuses() -> dict[str, Status] | None:
 
 
 def history(jobs: Iterable[str]) -> dict[str, Status]:
-    """What the accounting knows of jobs that the queue has forgotten: nothing on clusters without it."""
+    """States from the accounting, for jobs that the queue has forgotten; empty on clusters without accounting."""
     jobs = sorted({job.partition("_")[0] for job in jobs})
     if not jobs or not _has_accounting():
         return {}
@@ -117,7 +108,7 @@ def _has_accounting() -> bool:
 
 
 def cancel(jobs: Iterable[str]) -> None:
-    """Cancel jobs; those that have ended are left alone."""
+    """Cancel jobs. Jobs that have ended stay as they are."""
     jobs = list(jobs)
     for start in range(0, len(jobs), 500):
         _call("scancel", *jobs[start : start + 500])
@@ -135,5 +126,6 @@ def _call(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", str(error))
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """The last line of a message of Slurm, which tells the reason."""
     return (text.strip().splitlines() or ["no reason given"])[-1]

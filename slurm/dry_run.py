@@ -1,4 +1,4 @@
-"""A dry run: which tasks there are, which of them are done, what would be submitted, and how long it may take."""
+"""Shows the tasks of a stage, which of them are done, the script that would be submitted, and an estimate of hours."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from slurm.journal import Array, slug
 from slurm.monitor import typical_seconds
 from slurm.resources import Resources
 from slurm.store import Store
-from slurm.task import Function, Task, names
+from slurm.task import WORK, Task, names
 
 SHOWN = 20
-"""Names of tasks that are listed."""
+"""Number of tasks listed by name."""
 
 
 def show(
     store: Store,
-    function: Function,
     tasks: Sequence[Task],
     resources: Resources,
     executor: Executor,
@@ -33,21 +32,17 @@ def show(
     planned = store.plan(tasks)
     missing = store.missing(planned)
     chosen = choose(executor)
-    at_once, in_a_row = {"inline": (1, 1), "local": (workers, 1)}.get(
-        chosen, (resources.parallel, resources.tasks_per_job)
-    )
+    at_once, in_a_row = (resources.parallel, resources.tasks_per_job) if chosen == "slurm" else (workers, 1)
+    at_once = 1 if chosen == "inline" else at_once
     table = Table("stage", "tasks", "done", "to do", "where", "hours of work", "hours from start to end")
     done = {task.key for task in planned} - {task.key for task in missing}
     each = typical_seconds(store.root, done or names(store.root))
-    work = None if each is None else each * len(missing) / 3600
     rounds = -(-len(missing) // (at_once * in_a_row))
-    length = None if each is None else each * rounds * in_a_row / 3600
-    table.add_row(
-        description, str(len(planned)), str(len(planned) - len(missing)), str(len(missing)), chosen,
-        _hours(work), _hours(length),
-    )  # fmt: skip
-    console = Console()
-    console.print(table)
+    lengths = (len(missing), rounds * in_a_row)  # in tasks
+    hours = ["not known yet" if each is None else f"{each * length / 3600:.2f}" for length in lengths]
+    numbers = (len(planned), len(planned) - len(missing), len(missing))
+    table.add_row(description, *map(str, numbers), chosen, *hours)
+    Console().print(table)
     left = [task.name for task in missing]
     if left:
         print("to do:", ", ".join(left[:SHOWN]) + (f", and {len(left) - SHOWN} more" if len(left) > SHOWN else ""))
@@ -56,21 +51,24 @@ def show(
 
 
 def _script(resources: Resources, description: str, number: int) -> str:
+    from submitit.helpers import environment_variables
+
     from slurm.cluster import make_executor
     from slurm.site import Site
 
     site = Site.here()
     elements = -(-number // resources.tasks_per_job)
     arrays = -(-elements // site.array_size)
-    with tempfile.TemporaryDirectory() as folder:
-        array = Array(Path(folder), [], slug(description))
-        executor = make_executor(array, resources, resources.memory_gb, resources.parallel, site, set())
-        if elements > 1:
-            executor.parameters["map_count"] = min(elements, site.array_size)
-        text = executor._make_submission_file_text(executor._submitit_command_str, "")
+    WORK.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WORK) as folder:
+        executor = make_executor(Array(Path(folder), [], slug(description), resources.job()), site, resources.parallel)
+        # submitit gives its script to an sbatch that submits nothing. PATH holds no other: the real one is not found.
+        for name in ("sbatch", "srun"):
+            command = Path(folder, name)
+            command.write_text("#!/bin/sh\necho Submitted batch job 1\n")
+            command.chmod(0o755)
+        with environment_variables(PATH=Path(folder).absolute()):
+            executor.submit_array([print] * min(elements, site.array_size))
+        text = Path(folder, "1_submission.sh").read_text()
     head = f"{elements} jobs of up to {resources.tasks_per_job} tasks in {arrays} submissions; the first one's script:"
     return f"{head}\n\n{text}"
-
-
-def _hours(value: float | None) -> str:
-    return "not known yet" if value is None else f"{value:.2f}"

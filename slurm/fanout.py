@@ -1,4 +1,4 @@
-"""One way to have independent tasks done, wherever that is: in this process, on this machine, or on a Slurm cluster."""
+"""Runs independent tasks in this process, in worker processes of this machine, or on a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Literal
 
 from slurm import commands, local
 from slurm.resources import Resources
-from slurm.task import Function, Task
+from slurm.task import Task
 
 Executor = Literal["auto", "inline", "local", "slurm"]
 
 
 def choose(executor: Executor) -> Executor:
-    """`auto` is slurm where sbatch answers, and local elsewhere."""
+    """Resolve `auto`: slurm where sbatch answers, local elsewhere."""
     if executor != "auto":
         return executor
     return "slurm" if commands.answers() else "local"
@@ -21,33 +21,31 @@ def choose(executor: Executor) -> Executor:
 
 def fan_out(
     tasks: Sequence[Task],
-    function: Function,
     resources: Resources,
     executor: Executor = "auto",
     workers: int = 1,
     description: str = "tasks",
 ) -> None:
-    """Call `function(folder, **arguments)` for every task. What they write is the same with every executor.
+    """Do every task. The outputs are the same with every executor.
 
     Parameters
     ----------
     tasks : independent of each other, with their folders.
-    function : a function of a module's top level.
     resources : of one job on a cluster.
     executor : `inline`, one after the other in this process; `local`, worker processes; `slurm`, array jobs.
     workers : number of local processes.
-    description : shown beside the progress bar and in errors.
+    description : shown at the progress bar and in errors.
 
     Raises
     ------
-    TaskError : a task failed. On a cluster all others are done first.
+    TaskError : a task failed. On a cluster, all others are done first.
     """
     match choose(executor):
         case "inline":
-            local.inline(tasks, function, description)
+            local.inline(tasks, description)
         case "local":
-            local.local(tasks, function, workers, description)
+            local.local(tasks, workers, description)
         case "slurm":
             from slurm import cluster
 
-            cluster.slurm(tasks, function, resources, description)
+            cluster.slurm(tasks, resources, description)

@@ -1,8 +1,7 @@
-"""What runs inside a job: some tasks, one after the other, and what is told about them."""
+"""Runs inside a job: does some tasks one after the other and notes how they end."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import socket
@@ -17,19 +16,19 @@ from types import FrameType
 from typing import Any
 
 from slurm.journal import Journal
-from slurm.task import Changed, Function, Task, one_line, perform, write_json
+from slurm.task import Changed, Task, one_line, perform, write_json
 
 TIME_IS_UP = signal.SIGUSR2
 _received: list[int] = []
 
 
 def asked_to_stop() -> bool:
-    """Whether the job of this process has to make room: its time is almost up, or it is preempted or cancelled."""
+    """Tell whether this process's job must end soon: its time is almost up, or it is preempted or cancelled."""
     return bool(_received)
 
 
 def listen() -> None:
-    """From here on signals of Slurm do not end the process: whoever does long work asks `asked_to_stop`."""
+    """Note Slurm's signals instead of dying of them; long work calls `asked_to_stop`."""
 
     def receive(number: int, _: FrameType | None) -> None:
         _received.append(number)
@@ -40,7 +39,7 @@ def listen() -> None:
 
 
 def requeue() -> None:
-    """Ask Slurm to run this job again from its start. Where that is not allowed, the driver submits anew."""
+    """Ask Slurm to run this job again from its start. Where Slurm refuses, the supervisor submits another job."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     name = "_".join(part for part in job if part) if all(job) else os.environ["SLURM_JOB_ID"]
     subprocess.run(["scontrol", "requeue", name], check=False, timeout=60)
@@ -48,17 +47,19 @@ def requeue() -> None:
 
 @dataclass(frozen=True)
 class Element:
-    """Tasks of one job. Small and plain, as it travels to the job in a pickle.
+    """The tasks of one job, pickled for it.
+
+    The pickle names the classes of the tasks' work; the job imports them from the snapshot of the code that was made at
+    submission.
 
     Parameters
     ----------
-    function : `module:name`; found when the job runs, in the snapshot of the code made at submission.
-    tasks : all of one store.
-    folder, index : of the array it belongs to, and its place there.
+    tasks : tasks of one store.
+    folder : folder of the array.
+    index : place of this element in the array.
     asked : resources of the job.
     """
 
-    function: str
     tasks: Sequence[Task]
     folder: Path
     index: int
@@ -67,26 +68,25 @@ class Element:
     def __call__(self) -> None:
         listen()
         (self.folder / f"{self.index}.now").unlink(missing_ok=True)  # of a run before it was requeued
-        function = resolve(self.function)
         for task in self.tasks:
             if _received:
                 break
-            self._do(function, task)
+            self._do(task)
         if TIME_IS_UP in _received:
             requeue()
         if _received:
             sys.exit(1)
 
-    def _do(self, function: Function, task: Task) -> None:
+    def _do(self, task: Task) -> None:
         node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
         write_json(self.folder / f"{self.index}.now", {"key": task.key, "node": node, "since": time.time()})
         print(f"{time.strftime('%F %T')} {node}: {task.name} ({task.key})", flush=True)
         try:
-            perform(function, task, self.asked)
+            perform(task, self.asked)
         except Exception as error:
-            if _received:  # it stopped because it was told to, and goes on later
+            if _received:  # it stopped because it was asked to, and continues later
                 return
-            plain = getattr(error, "plain", False)  # a user's mistake: no traceback for that
+            plain = getattr(error, "plain", False)  # a user's mistake needs no traceback
             lines = [] if plain else traceback.format_exc().splitlines()
             print(*lines or [f"error: {one_line(error)}"], sep="\n", flush=True)
             memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
@@ -98,17 +98,3 @@ class Element:
                 "lines": lines[-20:],
             }
             Journal(task.folder.parent).fail(task.key, failure)
-
-
-def name_of(function: Function) -> str:
-    """`module:name` of a function of a module's top level, also when that module was run as a script."""
-    module = function.__module__
-    if module == "__main__":
-        specification = getattr(sys.modules["__main__"], "__spec__", None)
-        module = specification.name if specification else Path(sys.argv[0]).stem
-    return f"{module}:{function.__qualname__}"
-
-
-def resolve(name: str) -> Function:
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)

@@ -1,4 +1,4 @@
-"""What has been asked of a cluster, kept beside the finished tasks, so that a driver that died can be replaced."""
+"""Notes which jobs were submitted, next to the finished tasks, so that a process that died can be replaced."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Array:
-    """A submitted array of jobs, or a single job. Every element does some tasks, one after the other."""
+    """A submitted array of jobs, or a single job. Each element does some tasks one after the other."""
 
     folder: Path
     elements: list[list[str]]  # keys of tasks
@@ -30,7 +30,7 @@ class Array:
 
     @property
     def name(self) -> str:
-        """What Slurm calls it: unique, so that it is found even if its id was never noted."""
+        """Unique name of the job in Slurm, which finds it even if its id was never noted."""
         return f"{self.run}-{self.folder.name}"
 
     def id(self, index: int) -> str:
@@ -40,12 +40,12 @@ class Array:
         return self.folder / f"{self.id(index)}_0_log.out"
 
     def now(self, index: int) -> dict[str, Any]:
-        """The task an element was last seen to begin, and where."""
+        """Key of the task that an element began last, its node and its time."""
         return read_json(self.folder / f"{index}.now")
 
 
 class Journal:
-    """Files of a store: `.jobs/runs/`, `.jobs/arrays/`, `.jobs/failed/`.
+    """Files in `.jobs/` of a store: `runs/`, `arrays/`, `failed/`.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Journal:
         self.failed = self.folder / "failed"
 
     def begin(self, description: str, tasks: Sequence[Task], executor: str, resources: Resources) -> None:
-        """Note what a run is about to do, for `python -m slurm status`."""
+        """Note the tasks of a run that begins, for `python -m slurm status`."""
         (self.folder / "runs").mkdir(parents=True, exist_ok=True)
         run = {
             "description": description,
@@ -76,7 +76,7 @@ class Journal:
         return {path.stem: read_json(path) for path in sorted((self.folder / "runs").glob("*.json"))}
 
     def arrays(self) -> Iterator[Array]:
-        """All arrays that are remembered, oldest first."""
+        """All noted arrays, oldest first."""
         for path in sorted((self.folder / "arrays").glob("*/array.json")):
             note = read_json(path)
             job = read_json(path.with_name("job.json")).get("id")
@@ -95,7 +95,7 @@ class Journal:
         write_json(array.folder / "job.json", {"id": job})
 
     def end(self, run: str) -> None:
-        """Note that no job works for this run any more."""
+        """Note that the jobs of a run have ended."""
         for array in self.arrays():
             if array.run == run:
                 (array.folder / "ended").touch()
@@ -104,7 +104,7 @@ class Journal:
         shutil.rmtree(array.folder, ignore_errors=True)
 
     def in_flight(self) -> set[str]:
-        """Keys of tasks that jobs may be working on."""
+        """Keys of the tasks whose jobs may not have ended."""
         arrays = [array for array in self.arrays() if not (array.folder / "ended").exists()]
         return {key for array in arrays for keys in array.elements for key in keys}
 
@@ -128,7 +128,7 @@ def slug(description: str) -> str:
 
 
 def tail(log: Path, lines: int = 20) -> list[str]:
-    """The last lines of a log; none if there is no log."""
+    """The last lines of a log; empty if there is no log."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 65536))

@@ -1,4 +1,4 @@
-"""Looking at what runs and ending it, from the files of the stores and one question to the queue."""
+"""Reports progress, finds logs and cancels jobs, from the files of the stores and one question to the queue."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from slurm.journal import Journal
 from slurm.task import names, read_record
 
 SAMPLE = 200
-"""Finished tasks looked at for a median: enough for an estimate, however many there are."""
+"""Largest number of finished tasks that a median is estimated from."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the last run of one stage is.
+    """Progress of the last run of one stage.
 
     Attributes
     ----------
-    seconds_left : None where nothing is known yet.
-    reason : why most of the queued tasks do not run, in Slurm's words.
+    failed : names of tasks.
+    seconds_left : None if no task is finished.
+    reason : Slurm's reason why most of the queued tasks wait.
     """
 
     description: str
@@ -38,13 +39,13 @@ class Progress:
 
 
 def journals(work: Path) -> Iterator[Journal]:
-    """Those of all stores: .work/<base>/<stage>."""
+    """The journals of all stores, .work/<base>/<stage>."""
     for folder in sorted(work.glob("*/*/.jobs")):
         yield Journal(folder.parent)
 
 
 def progress(work: Path) -> list[Progress]:
-    """How far the last run of every stage is."""
+    """Progress of the last run of every stage."""
     jobs = commands.statuses() if commands.answers() else None
     found = []
     for journal in journals(work):
@@ -69,16 +70,16 @@ def progress(work: Path) -> list[Progress]:
 
 
 def typical_seconds(root: Path, keys: Iterable[str]) -> float | None:
-    """Median time of finished tasks; None if none is finished."""
+    """Median time of finished tasks in seconds; None if none is finished."""
     records = (read_record(root / key) for key in islice(keys, SAMPLE))
     seconds = [record["seconds"] for record in records if record]
     return statistics.median(seconds) if seconds else None
 
 
 def cancel(work: Path, descriptions: Sequence[str] = ()) -> int:
-    """Cancel the jobs of all runs, or of those with these descriptions; return how many there were.
+    """Cancel the jobs of all runs, or of those with these descriptions; return their number.
 
-    Whoever waits for them learns that it was on purpose.
+    The process that waits for them sees a mark and does not submit them again.
     """
     jobs = commands.statuses() or {}
     live = {job.partition("_")[0] for job, status in jobs.items() if not status.ended}
@@ -98,7 +99,7 @@ def cancel(work: Path, descriptions: Sequence[str] = ()) -> int:
 
 
 def log_of(work: Path, task: str) -> Path | None:
-    """The log of the job that did a task last, by the task's name or the start of its key."""
+    """Find the log of the last job of a task, by the task's name or the start of its key."""
     found: list[Path] = []
     for journal in journals(work):
         keys = {
@@ -112,7 +113,7 @@ def log_of(work: Path, task: str) -> Path | None:
 
 
 def _states(journal: Journal, jobs: dict[str, commands.Status]) -> tuple[dict[str, str], dict[str, str]]:
-    """Tasks that are with Slurm: key -> running or queued; and of those that are pending, key -> why."""
+    """Tasks in the queue: key -> "running" or "queued", and, for pending ones, key -> Slurm's reason."""
     states, reasons = {}, {}
     for array in journal.arrays():
         for index, keys in enumerate(array.elements):

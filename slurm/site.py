@@ -1,23 +1,28 @@
-"""What is particular to one cluster: slurm/sites/<ClusterName>.yaml."""
+"""Settings of one cluster: slurm/sites/<ClusterName>.yaml."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from slurm import commands
+from slurm.job import TIME_IS_UP
+
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
 
 FOLDER = Path("slurm/sites")
 
 
-class Driver(BaseModel):
-    """The job that `python -m slurm driver` submits."""
+class PipelineJob(BaseModel):
+    """Resources of the job that `python -m slurm driver` submits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,11 +49,11 @@ class Site(BaseModel):
     python: str | None = None
     max_array: PositiveInt | None = None
     sbatch: dict[str, str | int] = {}
-    driver: Driver = Driver()
+    driver: PipelineJob = PipelineJob()
 
     @classmethod
     def here(cls) -> Site:
-        """The settings of the cluster one is on; Slurm's defaults where there is no file for it.
+        """The settings of this cluster; Slurm's defaults if there is no file for it.
 
         Raises
         ------
@@ -70,33 +75,50 @@ class Site(BaseModel):
             reason = f"no such key; known: {known}" if first["type"] == "extra_forbidden" else first["msg"]
             raise commands.ClusterError(f"{path}: {key}: {reason}") from None
 
-    def options(self) -> dict[str, Any]:
-        """Parameters of submitit's executor."""
-        named = {name: getattr(self, name) for name in ("partition", "account", "qos", "constraint", "wckey")}
-        extra: dict[str, Any] = {"requeue": True, "reservation": self.reservation, **self.sbatch}
-        chosen = {name: value for name, value in extra.items() if value is not None}
-        return {**named, "additional_parameters": chosen}
+    def executor(
+        self, folder: Path, asked: Mapping[str, Any], notice: int, setup: Sequence[str] = (), **options: Any
+    ) -> SlurmExecutor:
+        """submitit's executor for jobs on this cluster.
 
-    def lines(self) -> list[str]:
-        """Shell lines that a job begins with."""
-        return [*(f"module load {shlex.quote(name)}" for name in self.modules), *self.setup]
+        Parameters
+        ----------
+        folder : for scripts, pickles and logs.
+        asked : minutes, memory_gb, cpus and perhaps gpus of one job.
+        notice : seconds between the signal `TIME_IS_UP` and the end of the time; at most a quarter of the time.
+        setup : shell lines after those of the site.
+        options : further parameters of submitit; they override the site's.
+        """
+        from submitit import SlurmExecutor
 
-    @property
-    def interpreter(self) -> str:
-        """Shell command that replaces the shell by Python, so that Slurm's signals reach it."""
-        return f"exec {self.python or shlex.quote(sys.executable)}"
+        # The shell is replaced by Python (`exec`) and Slurm signals it (`B:`). srun could not be nested.
+        executor = SlurmExecutor(folder, max_num_timeout=0, python=f"exec {self.python or shlex.quote(sys.executable)}")
+        own = {name: getattr(self, name) for name in ("partition", "account", "qos", "constraint", "wckey", "exclude")}
+        further: dict[str, Any] = {"requeue": True, "reservation": self.reservation, **self.sbatch}
+        further["signal"] = f"B:{TIME_IS_UP.name.removeprefix('SIG')}@{min(notice, asked['minutes'] * 15)}"
+        executor.update_parameters(
+            **own | options,
+            additional_parameters={name: value for name, value in further.items() if value is not None},
+            time=asked["minutes"],
+            mem=f"{round(asked['memory_gb'] * 1024)}M",
+            cpus_per_task=asked["cpus"],
+            gpus_per_node=asked.get("gpus") or None,
+            setup=[*(f"module load {shlex.quote(name)}" for name in self.modules), *self.setup, *setup],
+            stderr_to_stdout=True,
+            use_srun=False,
+        )
+        return executor
 
     @property
     def array_size(self) -> int:
-        """Elements an array may have: indices below MaxArraySize."""
+        """Largest number of elements in an array; indices are below MaxArraySize."""
         allowed = max(1, int(commands.configuration()["MaxArraySize"]))
         return min(allowed, self.max_array or allowed)
 
 
 def without_job() -> dict[str, str]:
-    """This process's environment, less what Slurm tells of its own job: what is submitted from here is another."""
+    """This process's environment without Slurm's variables of its job, which jobs submitted from here would inherit."""
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("SLURM_", "SBATCH_", "SLURMD_")) or name in ("SLURM_CONF",)
+        if not name.startswith(("SLURM_", "SBATCH_", "SLURMD_")) or name == "SLURM_CONF"
     }

@@ -1,4 +1,4 @@
-"""A task, and what is left of it when it is done: a folder that says itself whether it is whole."""
+"""Tasks, and the folders of finished tasks, which list their files with checksums."""
 
 from __future__ import annotations
 
@@ -10,56 +10,81 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
+
+WORK = Path(os.environ.get("LORARAR_WORK", ".work"))
+"""Finished tasks and unfinished files. Runs in several folders can share it: keys are contents and relative paths."""
 
 RECORD = ".task.json"
-"""In the folder of a finished task: sizes and checksums of its files, and what the work took."""
+"""File in the folder of a finished task: sizes and checksums of its files, and the time and memory that it took."""
+
+
+class Work(Protocol):
+    """A frozen dataclass that does one piece of work and holds its arguments.
+
+    It stands at the top level of a module, from which worker processes and jobs import it. Its fields are text, paths,
+    numbers, booleans, None, and lists, dictionaries and dataclasses of these.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def run(self, folder: Path) -> None:
+        """Write into `folder`, which is kept if this returns."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One call `function(folder, **arguments)`, which writes into `folder`.
+    """A piece of work with a name.
 
     Parameters
     ----------
-    name : what a person calls it.
-    arguments : JSON values.
-    reads : files and folders that the function reads.
-    folder : what appears when it is done; `slurm.store` names it.
-    inputs : fingerprint of `reads`.
+    name : shown to people.
+    work : does the task.
+    reads : files and folders that the work reads.
+    folder : appears when the task is done; `slurm.store` names it.
+    inputs : `paths_sha256` of `reads`.
+
+    Raises
+    ------
+    TypeError : other processes cannot import the class of the work.
     """
 
     name: str
-    arguments: dict[str, Any]
+    work: Work
     reads: Sequence[Path | str] = ()
     folder: Path = Path()
     inputs: str = ""
+
+    def __post_init__(self) -> None:
+        kind = type(self.work)
+        if kind.__module__ == "__main__":
+            raise TypeError(
+                f"{self.name}: {kind.__qualname__} is a class of the running script (__main__), which other processes "
+                "cannot import; import it from its module"
+            )
 
     @property
     def key(self) -> str:
         return self.folder.name
 
 
-Function = Callable[..., None]
-
-
 class TaskError(Exception):
-    """A task failed. The message is one line that names it; `__cause__` is what the task raised, if that is known."""
+    """A task failed. The message is one line that names it; `__cause__` is the error of the task, if that is known."""
 
 
 class Changed(Exception):
-    """What a task reads is not what it was asked to read."""
+    """A file that a task reads has changed since the task was planned."""
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what went wrong."""
+    """The first line of an error's message, or else its type."""
     return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
 
 
-def fingerprint(paths: Iterable[Path | str]) -> str:
+def paths_sha256(paths: Iterable[Path | str]) -> str:
     """SHA-256 over the names and contents of files, and of all files below folders."""
     digest = hashlib.sha256()
     for path in map(Path, paths):
@@ -70,31 +95,31 @@ def fingerprint(paths: Iterable[Path | str]) -> str:
 
 
 def state(folder: Path) -> Path:
-    """File for the state of a task that fills `folder`: it outlives an attempt, and goes when the task is done."""
+    """File for the state of the task that fills `folder`. It outlives attempts and goes when the task is done."""
     return folder.with_name(f".{folder.name.strip('.').split('.')[0]}.state")
 
 
-def perform(function: Function, task: Task, asked: dict[str, Any] | None = None) -> None:
-    """Do a task, unless that has happened: let the function fill a hidden folder, which gets its name when complete.
+def perform(task: Task, asked: dict[str, Any] | None = None) -> None:
+    """Do a task that is not done yet. The work fills a hidden folder, which gets its name when it is complete.
 
     Parameters
     ----------
-    asked : the resources of the job it runs in, for the record.
+    asked : resources of the job that runs the task, for the record.
 
     Raises
     ------
-    Changed : an input was edited after the task had been named by it.
+    Changed : an input was edited after the task had been planned.
     """
     if is_complete(task.folder):
         return
-    if fingerprint(task.reads) != task.inputs:
-        raise Changed("what it reads has changed since it was planned; run the stage again")
+    if paths_sha256(task.reads) != task.inputs:
+        raise Changed("a file that it reads has changed since it was planned; run the stage again")
     hidden = task.folder.with_name(f".{task.key}.{socket.gethostname()}-{os.getpid()}")
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)
     seconds, cpu_seconds = time.time(), time.process_time()
     try:
-        function(hidden, **task.arguments)
+        task.work.run(hidden)
         record = {
             "name": task.name,
             "seconds": round(time.time() - seconds, 3),
@@ -107,7 +132,7 @@ def perform(function: Function, task: Task, asked: dict[str, Any] | None = None)
         try:
             hidden.rename(task.folder)
         except OSError:
-            if not is_complete(task.folder):  # else a second attempt, thought dead, was faster
+            if not is_complete(task.folder):  # else another attempt, which was taken for dead, was faster
                 raise
         state(task.folder).unlink(missing_ok=True)
     finally:
@@ -115,7 +140,7 @@ def perform(function: Function, task: Task, asked: dict[str, Any] | None = None)
 
 
 def is_complete(folder: Path, checksums: bool = False) -> bool:
-    """Whether a folder holds just the files its record lists, by their sizes or by their checksums too."""
+    """Tell whether a folder holds exactly the files of its record, by their sizes and, if asked, their checksums."""
     files = read_record(folder).get("files")
     if files is None or files.keys() != set(_files(folder)):
         return False
@@ -126,12 +151,12 @@ def is_complete(folder: Path, checksums: bool = False) -> bool:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What the work on a finished task took; empty if the folder has no record."""
+    """The record of a finished task; empty if the folder has none."""
     return read_json(folder / RECORD)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file; empty if there is none."""
+    """An object from a JSON file; empty if the file is missing or damaged."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -139,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
+    """Write JSON to a temporary file, then rename it: readers never see a half-written file."""
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file)
@@ -149,7 +174,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def names(folder: Path) -> set[str]:
-    """What a folder holds, however much that is; hidden names do not count. Empty if there is no folder."""
+    """Names of the files and folders in a folder, without hidden ones; empty if there is no folder."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.name.startswith(".")}
@@ -158,7 +183,7 @@ def names(folder: Path) -> set[str]:
 
 
 def _seal(folder: Path, record: dict[str, Any]) -> None:
-    """Write the record of a folder, and have all of it on the disk before anyone can see it."""
+    """Write the record of a folder. All of its bytes are on the disk before the folder gets its name."""
     files = {}
     for name in _files(folder):
         with (folder / name).open("rb") as file:

@@ -1,79 +1,58 @@
-"""Stage bank: one DreamBooth LoRA for every subject and every style."""
+"""Stage bank: train one DreamBooth LoRA for every subject and every style."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorarar import pictures
 from lorarar.data.catalog import Subject
 from slurm.job import asked_to_stop
-from slurm.task import state
-from stages.shared.context import Context, backbone, collect
+from slurm.task import Task, state
+from stages.shared.bank_members import Member, bank_member
+from stages.shared.base_model import Setting, training_setting
+from stages.shared.context import Context, Group, collect
 from stages.shared.entry_point import run
 
-CODE = [
-    "lorarar/lora/adapter.py",
-    "lorarar/diffusion/backbone.py",
-    "lorarar/training/checkpoint.py",
-    "lorarar/device.py",
-    "lorarar/training/dreambooth.py",
-    "lorarar/lora",
-    "lorarar/diffusion/hub.py",
-    "lorarar/diffusion/vae.py",
-    "lorarar/training/references.py",
-    "stages/bank.py",
-]
 
+@dataclass(frozen=True)
+class TrainAdapter:
+    """Trains one adapter on the pictures of one member."""
 
-def train(
-    folder: Path,
-    base: dict[str, Any],
-    images: list[str],
-    resolution: int,
-    prompt: str,
-    rank: int,
-    training: dict[str, Any],
-    seed: int,
-) -> None:
-    """Task: train one adapter on some pictures."""
-    from lorarar.diffusion.backbone import to_tensor
-    from lorarar.training.checkpoint import Checkpoint
-    from lorarar.training.dreambooth import train_adapter
-    from lorarar.training.references import fit
+    setting: Setting
+    member: Member
+    knobs: dict[str, Any]
+    seed: int
 
-    references = [fit(pictures.read(path), resolution) for path in images]
-    adapter = train_adapter(
-        backbone(**base),
-        to_tensor(references),
-        [prompt] * len(references),
-        rank=rank,
-        seed=seed,
-        checkpoint=Checkpoint(state(folder), stop=asked_to_stop),
-        **training,
-    )
-    adapter.metadata["prompt"] = prompt
-    adapter.save(folder / "adapter.safetensors")
+    def run(self, folder: Path) -> None:
+        from lorarar.training.checkpoint import Checkpoint
+        from lorarar.training.dreambooth import train_adapter
+
+        adapter = train_adapter(
+            self.setting.model.load(),
+            self.member.pixels(self.setting.resolution),
+            [self.member.prompt] * len(self.member.images),
+            **self.knobs,
+            rank=self.setting.rank,
+            gradient_checkpointing=self.setting.gradient_checkpointing,
+            eight_bit_adam=self.setting.eight_bit_adam,
+            seed=self.seed,
+            checkpoint=Checkpoint(state(folder), stop=asked_to_stop),
+        )
+        adapter.metadata["prompt"] = self.member.prompt
+        adapter.save(folder / "adapter.safetensors")
 
 
 def main(context: Context) -> None:
-    """Train those adapters that are not there yet."""
+    """Train the adapters that are not there yet."""
     knobs = context.knobs.bank
-    tasks = {}
+    tasks = []
     for entry in context.members:
-        images = context.pictures(entry)
-        training = knobs.subject if isinstance(entry, Subject) else knobs.style
-        arguments = {
-            "base": context.model(training=True),
-            "images": [str(path) for path in images],
-            "resolution": context.knobs.backbone.resolution,
-            "prompt": entry.prompt,
-            "rank": knobs.rank,
-            "training": context.dreambooth(training),
-            "seed": context.seed("bank", entry.name),
-        }
-        tasks[entry.name] = (arguments, images)
-    done = context.fan_out(context.store("bank", CODE, context.data / "base"), train, tasks, "bank")
+        section = knobs.subject if isinstance(entry, Subject) else knobs.style
+        member, seed = bank_member(context, entry, adapter=False), context.seed("bank", entry.name)
+        work = TrainAdapter(training_setting(context), member, section.model_dump(), seed)
+        tasks.append(Task(entry.name, work, context.pictures(entry)))
+    (done,) = context.fan_out(Group(context.store("bank", context.data / "base"), tasks, "bank"))
     collect(
         context.artifacts / "bank",
         {f"{name}.safetensors": folder / "adapter.safetensors" for name, folder in done.items()},

@@ -11,21 +11,20 @@ from lorarar.files import atomic, sha256
 from slurm.local import call_all
 from stages.shared.context import Context
 from stages.shared.entry_point import run
-from stages.shared.schema import WholeBase
 
 TEACHER = Path("data/pocket/base")
 
 
 def main(context: Context) -> None:
-    """Train; checkpoints make an interrupted run go on from where it was."""
+    """Train; an interrupted run continues from its checkpoints."""
     from lorarar.pocket.train import base, distilled, judges
 
-    knobs = context.knobs.base
+    knobs = context.params.bases[context.base].base
     if knobs is None:
         raise UserError(f"base {context.base}: is trained elsewhere; `lorarar doctor --base {context.base}` fetches it")
-    work = Path(".work") / context.base / "base"
+    work = context.work / "base"
     common = {"pictures": knobs.pictures, "unet_steps": knobs.unet_steps, "workers": context.workers}
-    if isinstance(knobs, WholeBase):
+    if knobs.vae_steps and knobs.judge_steps:
         made = base.make(Path(), work, vae_steps=knobs.vae_steps, **common)
         shutil.copytree(made, context.data / "base", dirs_exist_ok=True)
         calls: dict[str, dict[str, Any]] = {

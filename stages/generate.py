@@ -1,115 +1,96 @@
-"""Stage generate: the images of one method on one split, from the same seeds as every other method's."""
+"""Stage generate: sample the images of every method on every split, from the same seeds for all methods."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorarar import pictures
 from lorarar.errors import UserError
-from stages.shared.context import Context, backbone, collect
+from slurm.task import Task
+from stages.shared.base_model import Model, base_model
+from stages.shared.context import Context, Group, collect
 from stages.shared.entry_point import run
+from stages.shared.sample_task import Sample
 
-CODE = [
-    "lorarar/lora/adapter.py",
-    "lorarar/diffusion/backbone.py",
-    "lorarar/device.py",
-    "lorarar/lora",
-    "lorarar/diffusion/sampling.py",
-    "lorarar/diffusion/hub.py",
-    "lorarar/merge/columns.py",
-    "lorarar/merge/klora.py",
-    "lorarar/parallel.py",
-    "lorarar/diffusion/vae.py",
-    "stages/generate.py",
-]
-TRUTH_CODE = ["lorarar/pocket/world/artwork.py", "lorarar/pocket/world/styles.py", "lorarar/pocket/world/world.py"]
+DRAWING = "lorarar/pocket/world"
+"""The code that only drawn truths depend on: sampled images stay when it changes."""
 
 
-def sample(
-    folder: Path,
-    base: dict[str, Any],
-    adapter: str | None,
-    prompt: str,
-    seeds: list[int],
-    settings: dict[str, Any],
-    schedule: bool = False,
-) -> None:
-    """Task: sample the images of one prompt with an adapter, a schedule of two, or the base alone."""
-    from lorarar.diffusion.sampling import generate
-    from lorarar.lora.adapter import Adapter
-    from lorarar.merge.klora import Schedule
+@dataclass(frozen=True)
+class DrawTruth:
+    """Renders the known answer of one pair; with `vae` the VAE encodes and decodes it."""
 
-    loaded = (Schedule if schedule else Adapter).load(adapter) if adapter else None
-    images = generate(backbone(**base), loaded, prompt, seeds=seeds, **settings)
-    for index, image in enumerate(images):
-        pictures.write(folder / f"{index:02}.png", image)
+    model: Model
+    subject: str
+    style: str
+    seeds: list[int]
+    vae: bool
 
+    def run(self, folder: Path) -> None:
+        from lorarar.diffusion.backbone import to_images, to_tensor
+        from lorarar.pocket.world.world import World
 
-def draw(folder: Path, base: dict[str, Any], subject: str, style: str, seeds: list[int], vae: bool) -> None:
-    """Task: render the truth about one pair, and with `vae` let that encode and decode it."""
-    from lorarar.diffusion.backbone import to_images, to_tensor
-    from lorarar.pocket.world.world import World
-
-    world = World.load(new=True)
-    truth = [world.truth(subject, style, seed) for seed in seeds]
-    if vae:
-        model = backbone(**base)
-        truth = to_images(model.decode(model.encode_images(to_tensor(truth))))
-    for index, image in enumerate(truth):
-        pictures.write(folder / f"{index:02}.png", image)
+        world = World.load(new=True)
+        truth = [world.truth(self.subject, self.style, seed) for seed in self.seeds]
+        if self.vae:
+            model = self.model.load()
+            truth = to_images(model.decode(model.encode_images(to_tensor(truth))))
+        for index, image in enumerate(truth):
+            pictures.write(folder / f"{index:02}.png", image)
 
 
 def main(context: Context) -> None:
-    """Sample those pairs that are not there yet."""
-    method, split = context.arguments
+    """Sample the pairs that are not there yet."""
+    sampled: list[Task] = []
+    drawn: list[Task] = []
+    merged = context.artifacts / "merge"
+    for method in context.params.evaluate.methods:
+        if method not in context.methods:
+            print(f"generate {method}: no images: the truth of {context.base}'s photographs is not known")
+        plan = _read(merged / method / "plan.json")
+        for split in context.params.evaluate.splits:
+            for pair, entry in _split(plan, split, merged / method).items():
+                task = _task(context, method, split, pair, entry)
+                (drawn if isinstance(task.work, DrawTruth) else sampled).append(task)
+    base = context.data / "base"
+    found = context.fan_out(
+        Group(context.store("generate", base, without=DRAWING), sampled, "generate"),
+        Group(context.store("generate", base), drawn, "generate truth"),
+    )
+    collect(context.artifacts / "generate", found[0] | found[1])
+    for method in context.params.evaluate.methods:
+        for split in context.params.evaluate.splits:
+            (context.artifacts / "generate" / method / split).mkdir(parents=True, exist_ok=True)
+
+
+def _task(context: Context, method: str, split: str, pair: str, entry: dict[str, Any]) -> Task:
     settings = context.knobs.generate.model_dump()
-    number = settings.pop("images_per_pair")
-    base = context.model()
-    merged = context.artifacts / "merge" / method
-    plan = _plan(merged / "plan.json", split)
-    if method not in context.methods:
-        print(f"generate {method} {split}: no images: nobody knows the truth about {context.base}'s photographs")
-    function = draw if any(entry["prompt"] is None for entry in plan.values()) else sample
-    tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
-    for name, entry in plan.items():
-        subject, style = name.split("+")
-        # The same for every method, whatever the others are.
-        seeds = [context.seed("generate", name, index) for index in range(number)]
-        if function is draw:
-            arguments: dict[str, Any] = {
-                "base": base,
-                "subject": subject,
-                "style": style,
-                "seeds": seeds,
-                "vae": entry["vae"],
-            }
-            tasks[name] = (arguments, [context.data / "world.yaml"])
-            continue
-        adapter = merged / f"{name}.safetensors" if entry["adapter"] else None
-        arguments = {
-            "base": base,
-            "adapter": str(adapter) if adapter else None,
-            "prompt": entry["prompt"],
-            "seeds": seeds,
-            "settings": settings,
-        }
-        if entry["schedule"]:
-            arguments["schedule"] = True
-        tasks[name] = (arguments, [adapter] if adapter else [])
-    code = CODE + TRUTH_CODE if function is draw else CODE
-    store = context.store("generate", code, context.data / "base")
-    done = context.fan_out(store, function, tasks, f"generate {method} {split}")
-    collect(context.artifacts / "generate" / method / split, done)
+    # The same seeds for every method.
+    seeds = [context.seed("generate", pair, index) for index in range(settings.pop("images_per_pair"))]
+    name, model = f"{method}/{split}/{pair}", base_model(context)
+    if entry["prompt"] is None:
+        subject, style = pair.split("+")
+        return Task(name, DrawTruth(model, subject, style, seeds, entry["vae"]), [context.data / "world.yaml"])
+    adapter = context.artifacts / "merge" / method / f"{pair}.safetensors" if entry["adapter"] else None
+    work = Sample(model, str(adapter) if adapter else None, entry["prompt"], seeds, settings, entry["schedule"])
+    return Task(name, work, [adapter] if adapter else [])
 
 
-def _plan(path: Path, split: str) -> dict[str, Any]:
+def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))[split]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: no plan for {split} there ({error!r}); run `dvc repro merge`") from None
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error!r}); run `dvc repro merge`") from None
+
+
+def _split(plan: Any, split: str, folder: Path) -> dict[str, Any]:
+    if not isinstance(plan, dict) or split not in plan:
+        raise UserError(f"{folder / 'plan.json'}: no plan for {split}; run `dvc repro merge`")
+    return plan[split]
 
 
 if __name__ == "__main__":
-    run(main, "method", "split")
+    run(main)

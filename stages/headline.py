@@ -1,4 +1,4 @@
-"""Stage followed: one method's figures under a name of their own, for `dvc metrics diff` of two methods."""
+"""Stage headline: copy one method's figures to a fixed file, so that `dvc metrics diff` compares two methods."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from stages.shared.entry_point import run
 
 
 def main(context: Context) -> None:
-    """Copy them."""
-    name = f"{context.params.follow}-{context.params.evaluate.splits[0]}.json"
-    with atomic(context.results / "followed.json") as temporary:
+    """Copy the figures."""
+    name = f"{context.params.headline_method}-{context.params.evaluate.splits[0]}.json"
+    with atomic(context.results / "headline.json") as temporary:
         shutil.copyfile(present(context.results / "metrics" / name), temporary)
 
 

@@ -13,14 +13,15 @@ from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.files import sha256
 from slurm.local import cores
+from slurm.task import WORK
 from stages.shared.context import Context, collect, present
 from stages.shared.entry_point import run
 
 
 def main(context: Context) -> None:
-    """Draw the pictures of the miniature world, or have the photographs of the real one, as world.yaml says."""
+    """Draw the pictures of the miniature world, or fetch the photographs that world.yaml names."""
     world = yaml.safe_load(present(context.data / "world.yaml").read_text(encoding="utf-8"))
-    out = Path(".work") / context.base / "images"
+    out = context.work / "images"
     shutil.rmtree(out, ignore_errors=True)
     if "photographs" in world:
         photograph(context, Path(world["photographs"]), out)
@@ -47,10 +48,10 @@ def draw(context: Context, out: Path) -> None:
 
 
 def photograph(context: Context, folder: Path, out: Path) -> None:
-    """Photographs, and whose they are. Downloads are kept: the same ones serve every base."""
+    """Photographs and their attribution. Downloads are kept and serve every base."""
     from lorarar.data.photographs import MIRROR, Photographs, develop
 
-    photographs = Photographs.load(folder, Path(".work/photographs"))
+    photographs = Photographs.load(folder, WORK / "photographs")
     wanted = photographs.wanted(context.subjects, context.styles)
     if context.plan:
         print(photographs.plan(wanted))
@@ -58,7 +59,9 @@ def photograph(context: Context, folder: Path, out: Path) -> None:
     try:
         files = photographs.fetch(wanted, os.environ.get(MIRROR, ""))
     except UserError as error:
-        raise UserError(f"{error}\nparams.yaml: bases.{context.base}.bank can leave out what cannot be had") from None
+        raise UserError(
+            f"{error}\nparams.yaml: recipes.{context.params.recipe}.bank can leave out missing ones"
+        ) from None
 
     def write(name: str) -> None:
         pictures.write(out / f"{name}.png", develop(files[name], photographs.sources.picture))

@@ -1,9 +1,8 @@
-"""Stage quality: what a recogniser that knows the truth makes of base, LoRAs and merges. Reported, never tuned on."""
+"""Stage quality: let a recogniser that knows the truth name what base, LoRAs and merges show. Never tuned on."""
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from lorarar import pictures
@@ -11,36 +10,33 @@ from lorarar.files import write_json
 from lorarar.pocket import quality
 from lorarar.pocket.recogniser import Recogniser
 from lorarar.pocket.world.world import World
-from stages.generate import CODE, sample
-from stages.shared.context import Context
+from slurm.task import Task
+from stages.shared.base_model import base_model
+from stages.shared.context import Context, Group
 from stages.shared.entry_point import run
+from stages.shared.sample_task import Sample
 
 IMAGES = 4  # a prompt
-OTHERS = 4  # nouns beside its own on which each style is tried
+OTHERS = 4  # further nouns on which each style is tried
 
 
 def main(context: Context) -> None:
     """Sample the prompts of the checks, recognise them and the images of all methods."""
     if not context.drawn:
-        reason = f"what {context.base} draws is recognised by no one: its subjects and styles are photographs"
+        reason = f"no recogniser exists for {context.base}'s photographs"
         print(f"quality: {reason}")
         write_json(context.results / "quality.json", {"not_known": reason, "pairs": {}})
         return
     settings = context.knobs.generate.model_dump(exclude={"images_per_pair"})
     bank = {entry.name for entry in context.members}
     checks = [c for c in quality.checks(World.load(), OTHERS) if c.adapter is None or c.adapter in bank]
-    tasks: dict[str, tuple[dict[str, Any], list[Path]]] = {}
+    tasks = []
     for check in checks:
         adapter = context.artifacts / "bank" / f"{check.adapter}.safetensors" if check.adapter else None
-        arguments = {
-            "base": context.model(),
-            "adapter": str(adapter) if adapter else None,
-            "prompt": check.prompt,
-            "seeds": [context.seed("quality", check.prompt, index) for index in range(IMAGES)],
-            "settings": settings,
-        }
-        tasks[_name(check)] = (arguments, [adapter] if adapter else [])
-    done = context.fan_out(context.store("quality", CODE, context.data / "base"), sample, tasks, "quality")
+        seeds = [context.seed("quality", check.prompt, index) for index in range(IMAGES)]
+        work = Sample(base_model(context), str(adapter) if adapter else None, check.prompt, seeds, settings)
+        tasks.append(Task(_name(check), work, [adapter] if adapter else []))
+    (done,) = context.fan_out(Group(context.store("quality", context.data / "base"), tasks, "quality"))
 
     recogniser = Recogniser.load(context.data / "judges" / "recogniser")
     shown = [(check, pictures.read_all(done[_name(check)])) for check in checks]

@@ -1,85 +1,86 @@
-"""Stage ranking: how the methods rank in the eyes of other judges, and of the judge asked in other words."""
+"""Stage ranking: rank the methods by other judges, and by the judge asked in other words."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lorarar import pictures
 from lorarar.data.controls import CONTROLS
 from lorarar.files import write_json
-from stages.shared import scoring_models
-from stages.shared.context import Context
+from slurm.task import Task
+from stages.shared.context import Context, Group
 from stages.shared.entry_point import run
+from stages.shared.images_to_score import PairImages, images_to_score
+from stages.shared.scoring_models import PROMPTS, ModelNames, model_names
 
 if TYPE_CHECKING:
     from lorarar.scoring.judges import Judge
 
-CODE = ["lorarar/device.py", "lorarar/scoring", "stages/ranking.py", "stages/shared/scoring_models.py"]
 
+@dataclass(frozen=True)
+class AskPair:
+    """Lets every judge, in every wording, rate the first `number` images of a pair.
 
-def ask_pair(
-    folder: Path,
-    names: dict[str, Any],
-    others: dict[str, dict[str, Any]],
-    number: int,
-    images: str,
-    pair: list[str],
-    references: list[list[str]],
-    words: str,
-) -> None:
-    """Task: let every judge, in every wording, rate the first images of a pair."""
-    from lorarar.scoring.mars2 import rate
+    Attributes
+    ----------
+    others : further judges by name, with their options.
+    """
 
-    generated = pictures.read_all(images)[:number]
-    of_subject, of_style = ([pictures.read(path) for path in paths] for paths in references)
-    found = [
-        {
-            "group": group,
-            "name": name,
-            "right": [rating.right for rating in rate(judge, generated, of_subject, of_style, words)],
-        }
-        for group, name, judge in _judges(names, others)
-    ]
-    write_json(folder / "right.json", found)
+    names: ModelNames
+    others: dict[str, dict[str, Any]]
+    number: int
+    pair: PairImages
 
+    def run(self, folder: Path) -> None:
+        from lorarar.scoring.mars2 import rate
 
-def _judges(names: dict[str, Any], others: dict[str, dict[str, Any]]) -> list[tuple[str, str, Judge]]:
-    from lorarar.scoring.judges import JudgePrompts
+        generated, of_subject, of_style = self.pair.read()
+        found = [
+            {
+                "group": group,
+                "name": name,
+                "right": [
+                    rating.right
+                    for rating in rate(judge, generated[: self.number], of_subject, of_style, self.pair.words)
+                ],
+            }
+            for group, name, judge in self._judges()
+        ]
+        write_json(folder / "right.json", found)
 
-    judge = scoring_models.load(names, quiet=True).judge
-    found: list[tuple[str, str, Judge]] = []
-    if judge.prompts:
-        variants = JudgePrompts.variants(scoring_models.PROMPTS)
-        found += [("wording", name, judge.reworded(prompts)) for name, prompts in variants.items()]
-    for other, options in others.items():
-        asked = scoring_models.load(names | {"judge": other, "options": options}, quiet=True).judge
-        found.append(("judge", asked.name, asked))
-    return found
+    def _judges(self) -> list[tuple[str, str, Judge]]:
+        from lorarar.scoring.judges import JudgePrompts
+
+        judge = self.names.load(quiet=True).judge
+        found: list[tuple[str, str, Judge]] = []
+        if judge.prompts:
+            variants = JudgePrompts.variants(PROMPTS)
+            found += [("wording", name, judge.reworded(prompts)) for name, prompts in variants.items()]
+        for other, options in self.others.items():
+            asked = replace(self.names, judge=other, options=options).load(quiet=True).judge
+            found.append(("judge", asked.name, asked))
+        return found
 
 
 def main(context: Context) -> None:
     """Ask about every merging method and write results/<base>/ranking.json: split -> view -> method -> score."""
     score = context.knobs.score
     methods = [method for method in context.methods if method not in CONTROLS]
-    shared = {
-        "names": scoring_models.named(context),
-        "others": score.ranking.judges,
-        "number": min(score.ranking.images, context.knobs.generate.images_per_pair),
-    }
+    names, number = model_names(context), min(score.ranking.images, context.knobs.generate.images_per_pair)
     places = [(split, method) for split in context.params.evaluate.splits for method in methods]
-    tasks = {
-        f"{method}-{split}-{name}": (shared | shown.arguments, shown.files)
+    tasks = [
+        Task(f"{method}/{split}/{name}", AskPair(names, score.ranking.judges, number, pair),
+             [pair.folder, *pair.references])
         for split, method in places
-        for name, shown in scoring_models.shown(context, method, split).items()
-    }
-    store = context.store("ranking", CODE, context.data / "judges", scoring_models.PROMPTS)
-    done = context.fan_out(store, ask_pair, tasks, "ranking")
+        for name, pair in images_to_score(context, method, split).items()
+    ]  # fmt: skip
+    (done,) = context.fan_out(Group(context.store("ranking", context.data / "judges", PROMPTS), tasks, "ranking"))
     found: dict[str, dict[str, Any]] = {split: {} for split in context.params.evaluate.splits}
     for split, method in places:
-        folders = [folder for name, folder in done.items() if name.startswith(f"{method}-{split}-")]
+        folders = [folder for name, folder in done.items() if name.startswith(f"{method}/{split}/")]
         by_pair = [json.loads((folder / "right.json").read_text(encoding="utf-8")) for folder in folders]
         for views in zip(*by_pair, strict=True):
             right = [value for view in views for value in view["right"]]

@@ -14,16 +14,16 @@ from lorarar.report import figures, page, panels, tables, trust
 from lorarar.scoring.score_table import MEANS
 from stages.shared.context import Context, collect
 from stages.shared.entry_point import run
-from stages.shared.report_inputs import Reader
+from stages.shared.report_inputs import ReportInputs
 
 TIMES = "times.json"
-"""What was measured in seconds and megabytes: apart from the metrics, as no two runs agree on it."""
+"""Measured seconds and megabytes; not among the metrics, as no two runs agree on them."""
 
 
 def main(context: Context) -> None:
     """Write results/<base>/{tables,figures,plots,times.json,report.html}."""
-    reader = Reader(context)
-    hidden = Path(".work") / context.base / "report"
+    reader = ReportInputs(context)
+    hidden = context.work / "report"
     shutil.rmtree(hidden, ignore_errors=True)
     splits = [reader.evidence(split) for split in context.params.evaluate.splits]
     judge = trust.judge_table(reader.judge, reader.provenance) if reader.judge["n"] else None
@@ -70,7 +70,7 @@ def main(context: Context) -> None:
 
 
 def _grid(path: Path, one: panels.Evidence, pairs: list[Pair]) -> None:
-    """First image of every method, whether it is a good one or not, beside the references."""
+    """The references and the first image of every method, good or not."""
     rows = []
     for subject, style in pairs:
         looks = [one.look(name, (subject.name, style.name), 0) for name in ("subject", "style", *one.metrics)]

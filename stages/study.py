@@ -1,4 +1,4 @@
-"""Stage study: what raters say of the images, and how the metrics correlate with them."""
+"""Stage study: correlate the metrics with the votes of raters."""
 
 from __future__ import annotations
 
@@ -20,25 +20,24 @@ from lorarar.study.manifest import Study
 from lorarar.study.simulate import panel
 from lorarar.study.storage import Storage
 from lorarar.study.votes import Vote, read_csv
-from slurm.task import fingerprint
-from stages.shared.context import Context, collect, present
+from slurm.task import paths_sha256
+from stages.shared.context import Context, code_of, collect, present
 from stages.shared.entry_point import run
 
-CODE = ["lorarar/data/catalog.py", "lorarar/pocket/recogniser.py", "lorarar/study", "stages/study.py"]
 VOTES = Path("data/study/votes.csv")
 KINDS = {
-    "ratings": "No ratings collected. `lorarar study` collects them, data/study/README.md says how; they belong into "
+    "ratings": "No ratings collected. `lorarar study` collects them, data/study/README.md says how; put them into "
     "`data/study/votes.csv`.",
     "simulated": "No simulated raters: {}.",
 }
-"""Parts of the results, and what is said where there is nothing."""
+"""Parts of the results, and the text of an empty one."""
 
 
 def main(context: Context) -> None:
-    """Write results/<base>/study: of the votes there are, and of a panel of simulated raters."""
+    """Write results/<base>/study: from the votes there are, and from a panel of simulated raters."""
     paper = yaml.safe_load(Path("data/paper_results.yaml").read_text(encoding="utf-8"))
     scores = present(context.artifacts / "score")
-    hidden = Path(".work") / context.base / "study"
+    hidden = context.work / "study"
     shutil.rmtree(hidden, ignore_errors=True)
     makers: dict[str, Callable[[Path], list[Vote]]] = {
         "ratings": lambda _: _collected(context),
@@ -59,12 +58,12 @@ def main(context: Context) -> None:
         made_from: dict[str, list[Any]] = {
             "votes": [VOTES] if kind == "ratings" else [],
             "scores": [scores],
-            "code": CODE,
+            "code": code_of("study"),
         }
-        hashes = ", ".join(f"{name} `{fingerprint(paths)[:12]}`" for name, paths in made_from.items() if paths)
+        hashes = ", ".join(f"{name} `{paths_sha256(paths)[:12]}`" for name, paths in made_from.items() if paths)
         provenance = f"Made from: base `{context.base}`, seed {context.params.seed}, {hashes}."
         report.write(hidden / kind, votes, scores, seed, resamples, paper, provenance)
-    # Votes collected are in data/ already, and those of the panel are nothing to keep.
+    # Collected votes are in data/ already, and the panel's are not worth keeping.
     names = [f"{kind}/{name}" for kind in makers for name in ("results.md", "results.json")]
     kept = {name: hidden / name for name in names if (hidden / name).exists()}
     collect(context.results / "study", kept)

@@ -58,9 +58,9 @@ def make(folder: Path, methods: Sequence[str] = METHODS, executor: str = "inline
     def shrink(params: dict[str, Any]) -> None:
         params["executor"] = executor  # also where there is a Slurm
         params["evaluate"] = {"methods": list(methods), "splits": ["test"], "pairs": "all", "scheme": "paper"}
-        params["follow"] = methods[0]
+        params["headline_method"] = methods[0]
         for section, values in SMALL.items():
-            params["bases"]["pocket"][section].update(values)
+            params["recipes"]["pocket"][section].update(values)
 
     change(folder, shrink)
     subprocess.run(["git", "init", "--quiet", str(folder)], check=True)

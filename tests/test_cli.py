@@ -162,7 +162,7 @@ def test_mistakes_end_with_one_line_and_write_nothing(files, monkeypatch, capsys
     assert "would hold NaN or infinity in float16" in refused(*heavy)
     assert "give two numbers" in refused("merge", content, style, "-o", out, "-m", "direct", "-s", "weights={1, 2}")
     assert "hypernet 5: give the file" in refused("merge", content, style, "-o", out, "-s", "hypernet=5")
-    assert "in no format" in refused("merge", content, style, "-o", out, "-m", "klora", "-f", "kohya")
+    assert "--format does not apply" in refused("merge", content, style, "-o", out, "-m", "klora", "-f", "kohya")
     assert "is a folder" in refused("merge", content, style, "-o", tmp_path, "-m", "direct", "--force")
     assert "cannot be written" in refused("merge", content, style, "-o", content / "out.safetensors", "-m", "direct")
     network = tmp_path / "network.safetensors"

@@ -19,7 +19,7 @@ def test_the_two_methods_compared_have_the_figures_of_the_results():
     before, after = (json.loads((RESULTS / f"metrics/{name}-test.json").read_text()) for name in ("lorarar", "ziplora"))
     for document in ("README.md", "docs/experiments.md"):
         (shown,) = re.findall(
-            r"follow-lorarar +follow-ziplora +Change\n((?: +results/.*\n)+)", (ROOT / document).read_text()
+            r"headline-lorarar +headline-ziplora +Change\n((?: +results/.*\n)+)", (ROOT / document).read_text()
         )
         for _, metric, one, other, _ in map(str.split, shown.splitlines()):
             assert (float(one), float(other)) == (round(before[metric], 3), round(after[metric], 3)), metric

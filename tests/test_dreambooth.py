@@ -11,7 +11,7 @@ import torch
 
 from lorarar.errors import UserError
 from lorarar.training.dreambooth import train_adapter
-from lorarar.training.references import fit
+from lorarar.training.references import centre_crop
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 PROMPTS = ["a sks dog", "a sks dog"]
@@ -123,7 +123,9 @@ def test_without_bitsandbytes_that_is_told_before_anything_is_encoded(tiny, monk
 def test_pictures_are_fitted_by_their_middle_and_left_alone_where_they_fit():
     picture = np.zeros((16, 32, 3), np.uint8)
     picture[:, 8:24] = 200
-    assert (fit(picture, 16) == 200).all()
-    assert fit(picture, 8).shape == (8, 8, 3) and fit(picture, 8).min() > 180  # a black border would show
+    assert (centre_crop(picture, 16) == 200).all()
+    assert (
+        centre_crop(picture, 8).shape == (8, 8, 3) and centre_crop(picture, 8).min() > 180
+    )  # a black border would show
     square = picture[:, :16]
-    assert fit(square, 16) is square
+    assert centre_crop(square, 16) is square

@@ -1,4 +1,4 @@
-"""Experiment files, their settings, and what becomes of them: with a `dvc` that only pretends to run the chain."""
+"""Experiment files, their settings, records and tables; a pretended `dvc` takes the place of the pipeline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 
 from experiments import coefficients, workspace
 from experiments.__main__ import main
-from experiments.experiment import hydra, read
+from experiments.experiment import changed, hydra, read
 from lorarar import pictures
 from lorarar.data.catalog import Catalog
 from lorarar.errors import UserError
@@ -26,25 +26,27 @@ from lorarar.scoring import score_table
 
 ROOT = Path(__file__).parents[1]
 PRETENDED = """#!{python}
-import json, shutil, subprocess, sys
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 arguments, beside = sys.argv[1:], Path(__file__).parent
 if arguments[:2] == ["cache", "dir"]:
     print(".dvc/cache")
 if arguments[:2] == ["exp", "run"]:
     with (beside / "log").open("a") as log:
-        log.write(json.dumps(arguments) + "\\n")
+        log.write(json.dumps([os.environ["LORARAR_WORK"], *arguments]) + "\\n")
     if (beside / "fail").exists():
         sys.exit(1)
     outcome = "good" if "-Sseed=1" in arguments else "fair"
-    for target in (a for a in arguments if a.startswith("score@")):
-        name = target.removeprefix("score@")
-        for kind, folder in (("parquet", "artifacts/pocket/score"), ("json", "results/pocket/metrics")):
+    asked = dict(a[2:].split("=", 1) for a in arguments if a.startswith("-S"))
+    methods, splits = (json.loads(asked["evaluate." + key]) for key in ("methods", "splits"))
+    base = json.loads(asked.get("base", '"pocket"'))
+    for name in (f"{{method}}-{{split}}" for method in methods for split in splits):
+        for kind, folder in (("parquet", f"artifacts/{{base}}/score"), ("json", f"results/{{base}}/metrics")):
             Path(folder).mkdir(parents=True, exist_ok=True)
             shutil.copy(beside / f"{{outcome}}.{{kind}}", f"{{folder}}/{{name}}.{{kind}}")
-    Path("results/pocket/plots").mkdir(parents=True, exist_ok=True)
+    Path(f"results/{{base}}/plots").mkdir(parents=True, exist_ok=True)
     losses = "".join(f"{{i}},{{9 - i}},{{6 - i}},3,0\\n" for i in range(1, 5))
-    Path("results/pocket/plots/hypernet.csv").write_text(f"step,loss,content,style,orthogonality\\n{{losses}}")
+    Path(f"results/{{base}}/plots/hypernet.csv").write_text(f"step,loss,content,style,orthogonality\\n{{losses}}")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     name = arguments[arguments.index("--name") + 1]
     subprocess.run(["git", "update-ref", f"refs/exps/{{head[:2]}}/{{head[2:]}}/{{name}}", head], check=True)
@@ -53,7 +55,7 @@ if arguments[:2] == ["exp", "run"]:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of facts alone, a pretended `dvc`, and the current folder in it."""
+    """A repository with only data and parameters, a pretended `dvc`, and the current folder in it."""
     root = tmp_path / "repository"
     for path in [*(ROOT / "data").glob("*.*"), ROOT / "params.yaml"]:
         target = root / path.relative_to(ROOT)
@@ -102,7 +104,7 @@ def ask(repository: Path, **content: object) -> str:
 
 
 def asked(repository: Path) -> list[list[str]]:
-    """What `dvc exp run` was called with so far."""
+    """All calls of `dvc exp run` so far: the folder of its finished tasks, and its arguments."""
     log = repository.parent / "bin" / "log"
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
@@ -133,7 +135,7 @@ def test_no_setting_takes_test_subjects_into_training(monkeypatch):
     held_out = {e.name for e in [*catalog.subjects.values(), *catalog.styles.values()] if e.split == "test"}
     for name in ("bank_size", "bank_diversity"):
         for setting in read(name).settings:
-            bank = setting.params["bases"]["pocket"]["bank"]
+            bank = setting.params["recipes"]["pocket"]["bank"]
             listed = [bank[kind] for kind in ("subjects", "styles") if bank[kind] != "all"]
             assert not held_out & {entry for entries in listed for entry in entries}
 
@@ -143,30 +145,40 @@ def test_lists_of_values_make_all_combinations(repository):
     experiment = read(name)
     labels = ["steps=1, guided=to_q", "steps=1, guided=to_q+to_k", "steps=2, guided=to_q", "steps=2, guided=to_q+to_k"]
     assert [setting.label for setting in experiment.settings] == labels
-    last = experiment.settings[-1].params["bases"]["pocket"]["hypernet"]
+    last = experiment.settings[-1].params["recipes"]["pocket"]["hypernet"]
     assert (last["steps"], last["guided"]) == (2, ["to_q", "to_k"])
-    assert experiment.overrides(experiment.settings[-1])["bases.pocket.hypernet.steps"] == 2
+    assert experiment.overrides(experiment.settings[-1])["recipes.pocket.hypernet.steps"] == 2
     assert len({setting.digest for setting in experiment.settings}) == 4
 
 
 def test_the_digest_is_of_what_scores_depend_on(repository):
-    name = ask(repository)
+    name, other = ask(repository), {"base": "pocket_light"}
+    unrelated = [{}, {"executor": "inline"}, {"workers": 1}, {"resources.pocket.bank.tasks_per_job": 2}]
     digests = [
-        read(name, given).settings[0].digest
-        for given in ({}, {"executor": "inline"}, {"workers": 1}, {"seed": 1}, {"score.resamples": 7})
+        read(name, given).settings[0].digest for given in (*unrelated, {"seed": 1}, {"score.resamples": 7}, other)
     ]
-    assert digests[0] == digests[1] == digests[2]
-    assert len(set(digests)) == 3
+    assert len(set(digests[:4])) == 1
+    assert len(set(digests)) == 4
+
+
+def test_another_base_brings_its_recipe(repository):
+    params = yaml.safe_load((repository / "params.yaml").read_text())
+    result = changed(params, {"base": "koala", "hypernet.steps": 3}, Path("mine.yaml"))
+    assert result["recipe"] == params["bases"]["koala"]["recipe"] == "sdxl"
+    assert result["recipes"]["sdxl"]["hypernet"]["steps"] == 3
+    assert result["recipes"]["pocket"] == params["recipes"]["pocket"]
+    assert main([ask(repository), "-S", "base=pocket_light"]) == 0
+    assert {'-Sbase="pocket_light"', '-Srecipe="pocket"'} <= set(asked(repository)[0])
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"settings": [{"hypernet.stps": 1}]}, "stps=1: bases.pocket.hypernet.stps: no key here is called 'stps'; did"),
+        ({"settings": [{"hypernet.stps": 1}]}, "stps=1: recipes.pocket.hypernet.stps: no key here is called 'stps'"),
         ({"settings": [{"hyper.steps": 1}]}, "hyper.steps: params.yaml has no such key"),
         (
             {"settings": [{"hypernet.steps": 0}]},
-            "steps=0: bases.pocket.hypernet.steps: should be greater than 0, not 0",
+            "steps=0: recipes.pocket.hypernet.steps: should be greater than 0, not 0",
         ),
         ({"settings": [{"hypernet": {"steps": 1}}]}, "hypernet: give its keys one by one"),
         ({"settings": [{"seed": 1, "label": "a"}, {"seed": 2, "label": "a"}]}, "two settings are called 'a'"),
@@ -247,6 +259,17 @@ def test_rows_of_one_setting_are_called_by_the_method(repository):
     assert "Setting: seed=1." in text and ">Direct merge<" in text and "seed=1: " not in text
 
 
+def test_runs_start_with_finished_tasks_in_stores_of_their_own(repository, monkeypatch):
+    monkeypatch.setenv("LORARAR_WORK", str(repository / ".work"))
+    done = repository / ".work/pocket/bank/abc/weights"
+    done.parent.mkdir(parents=True)
+    done.write_text("1")
+    assert main([ask(repository)]) == 0
+    tree = repository / ".work/experiments/tree"
+    assert asked(repository)[0][0] == ".work" and (tree / ".work/pocket/bank/abc/weights").samefile(done)
+    assert not (tree / ".work/experiments").exists()
+
+
 def test_what_is_done_is_not_done_again(repository):
     name = ask(repository, settings={"seed": [0, 1]})
     assert main([name, "--only", "seed=1"]) == 0
@@ -254,7 +277,7 @@ def test_what_is_done_is_not_done_again(repository):
     assert main([name]) == main([name]) == 0
     calls = asked(repository)
     assert ["-Sseed=1" in call for call in calls] == [True, False]
-    assert all(call[-2:] == ["score@direct-test", "followed"] for call in calls)
+    assert all(call[-2:] == ["score", "headline"] for call in calls)
 
     (repository / "lorarar" / "a.py").write_text("2")
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@a", "commit", "-qam", "b"], check=True)
@@ -267,7 +290,7 @@ def test_a_failed_setting_ends_the_run_and_keeps_what_is_done(repository, capsys
     assert main([name, "--only", "seed=0"]) == 0
     (repository.parent / "bin" / "fail").touch()
     assert main([name]) == 1
-    assert "mine: seed=1: failed, see above; the same command goes on from there" in capsys.readouterr().err
+    assert "mine: seed=1: failed, see above; the same command continues" in capsys.readouterr().err
     (repository.parent / "bin" / "fail").unlink()
     assert main([name]) == 0
     assert len(asked(repository)) == 3
@@ -285,7 +308,7 @@ def test_what_is_given_for_all_settings_is_told(repository):
     assert "Made by `python -m experiments mine -S generate.steps=3`" in (
         repository / "results/pocket/experiments/mine.md"
     ).read_text(encoding="utf-8")
-    assert {'-Sexecutor="inline"', "-Sbases.pocket.generate.steps=3"} <= set(asked(repository)[0])
+    assert {'-Sexecutor="inline"', "-Srecipes.pocket.generate.steps=3"} <= set(asked(repository)[0])
 
 
 def test_a_dry_run_runs_nothing(repository, capsys):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
+from lorarar.lora.lazy import Lazy
 from lorarar.merge import columns, linear, lorarar
 from lorarar.merge.hypernet import HyperNetwork
+from lorarar.merge.registry import METHODS
 from lorarar.training import ziplora
 
 SHAPES = {"a.to_q": (8, 8), "a.to_k": (8, 12), "a.to_out.0": (8, 8)}
@@ -91,15 +95,15 @@ def test_what_is_not_merged_is_carried_over():
         return torch.einsum("orxy,rihw->oihw", factors.up, factors.down)
 
     text = make(2, seed=5, shapes={"text_encoder.q": (4, 4)}).layers
-    one = Adapter(content.layers, rest={"conv": conv(2, 6)} | text)
-    other = Adapter(style.layers, rest={"conv": conv(3, 7)})
-    rest = linear.average(one, other, dtype=torch.float64).rest
-    assert rest.keys() == {"conv", "text_encoder.q"}
-    assert torch.equal(rest["text_encoder.q"].delta, text["text_encoder.q"].delta)
+    one = Adapter(content.layers, unmerged={"conv": conv(2, 6)} | text)
+    other = Adapter(style.layers, unmerged={"conv": conv(3, 7)})
+    unmerged = linear.average(one, other, dtype=torch.float64).unmerged
+    assert unmerged.keys() == {"conv", "text_encoder.q"}
+    assert torch.equal(unmerged["text_encoder.q"].delta, text["text_encoder.q"].delta)
     torch.testing.assert_close(
-        update(rest["conv"]), sum(update(a.rest["conv"]) for a in (one, other)), check_dtype=False
+        update(unmerged["conv"]), sum(update(a.unmerged["conv"]) for a in (one, other)), check_dtype=False
     )
-    other = Adapter(style.layers, rest={"conv": conv(3, 7, kernel=1)})
+    other = Adapter(style.layers, unmerged={"conv": conv(3, 7, kernel=1)})
     with pytest.raises(UserError, match="layer conv is 6 x 4 x 3 x 3 x 1 x 1 and 6 x 4 x 1 x 1 x 1 x 1"):
         linear.direct(one, other)
 
@@ -117,29 +121,31 @@ def test_layers_are_merged_on_one_thread(adapters, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        columns.merge(*adapters, {})
+        columns.merge(*adapters, {}).computed()
         assert threads == {1} and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("format", ["diffusers", "peft", "kohya"])
-def test_a_lazy_merge_is_computed_while_it_is_saved(tmp_path, format):
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.schedule and name != "joint"])
+def test_a_merge_is_computed_while_it_is_saved(tmp_path, monkeypatch, name, format):
     block = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
     shapes = {f"{block}.to_q": (8, 8), f"{block}.to_v": (8, 12), f"{block}.to_out.0": (8, 8)}
-    rest = {"unet.conv_in": Factors(torch.randn(2, 4, 3, 3), torch.randn(6, 2, 1, 1))}
-    one, other = make(3, 1, shapes), Adapter(make(2, 2, shapes).layers, rest=rest)
+    unmerged = {"unet.conv_in": Factors(torch.randn(2, 4, 3, 3), torch.randn(6, 2, 1, 1))}
+    one, other = make(3, 1, shapes), Adapter(make(2, 2, shapes).layers, unmerged=unmerged)
     del one.layers[f"{block}.to_v"]
-    for merge, options in (
-        (linear.average, {}),
-        (lorarar.merge, {"hypernet": HyperNetwork([8])}),
-    ):
-        eager = merge(one, other, dtype=torch.float16, **options)
-        lazy = merge(one, other, dtype=torch.float16, lazy=True, **options)
-        assert lazy.ranks == eager.ranks and all(f.down.is_meta and f.up.is_meta for f in lazy.layers.values())
-        for adapter, name in ((eager, "eager.safetensors"), (lazy, "lazy.safetensors")):
-            adapter.save(tmp_path / name, format=format)
-        assert (tmp_path / "lazy.safetensors").read_bytes() == (tmp_path / "eager.safetensors").read_bytes()
+    options = {"lorarar": {"hypernet": HyperNetwork([8])}, "ziplora": {"coefficients": {}}}.get(name, {})
+    lazy = METHODS[name].merge(one, other, dtype=torch.float16, **options)
+    solid = lazy.computed()
+    assert lazy.ranks == solid.ranks and isinstance(solid.layers, dict) and isinstance(solid.unmerged, dict)
+    assert isinstance(lazy.layers, dict if "relative_error" in lazy.metadata else Lazy)
+    solid.save(tmp_path / "solid.safetensors", format=format)
+    asked = []
+    monkeypatch.setattr(Lazy, "__getitem__", lambda self, key: asked.append((id(self), key)) or self._compute(key))
+    lazy.save(tmp_path / "lazy.safetensors", format=format)
+    assert (tmp_path / "lazy.safetensors").read_bytes() == (tmp_path / "solid.safetensors").read_bytes()
+    assert max(Counter(asked).values()) == 1  # each layer once
 
 
 def test_adapters_of_different_bases_are_refused_by_layer():

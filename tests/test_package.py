@@ -73,3 +73,25 @@ def test_merging_needs_nothing_of_the_repository(package: Path, tmp_path: Path, 
     where = [sys.executable, "-c", "import lorarar; print(lorarar.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(package)}, capture_output=True)
     assert Path(found.stdout.decode().strip()).is_relative_to(package)
+
+
+@pytest.mark.parametrize("first", ["lorarar", "lorarar.merge", "lorarar.merge.columns", "lorarar.merge.api"])
+def test_the_public_names_work_in_every_order_of_imports(first: str) -> None:
+    code = f"""
+import sys, inspect, lorarar
+assert "torch" not in sys.modules
+import {first}
+from lorarar import Adapter, merge
+from lorarar.merge import api, columns
+import lorarar.merge.columns as again
+assert columns is again and Adapter is api.Adapter and callable(merge) and lorarar.merge is merge
+assert inspect.signature(lorarar.merge) == inspect.signature(api.merge)
+try:
+    lorarar.merge("nowhere", "nowhere", method="direct")
+except lorarar.errors.UserError as error:
+    assert "nowhere: no such file" in str(error)
+else:
+    raise AssertionError
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -40,7 +40,7 @@ class Subject:
     split : `new` is of none of the paper's splits: nothing knows of it but a division that asks for it (section A2.5).
     kind : object, animal or stuffed animal; new ones have a kind of their own.
     images : number of its pictures.
-    prompt : what its LoRA is trained on, "A תת <class>".
+    prompt : the text that its LoRA is trained on, "A תת <class>".
     """
 
     name: str
@@ -73,7 +73,7 @@ class Style:
 
     @property
     def prompt(self) -> str:
-        """What its LoRA is trained on."""
+        """The text that its LoRA is trained on."""
         return self.training_prompt
 
 

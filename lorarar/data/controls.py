@@ -1,4 +1,4 @@
-"""Controls: what is generated beside the merging methods, to show between which bounds their scores lie."""
+"""Controls: images that show the bounds between which the scores of merging methods lie."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ TRY_AGAIN = (408, 425, 429)
 
 
 class Manners(BaseModel):
-    """What a download may take, and how often it may ask.
+    """Limits of a download: its size, its time and its attempts.
 
     Attributes
     ----------
@@ -176,7 +176,7 @@ class Downloader:
                 size += len(chunk)
                 self._see_size(size)
                 if monotonic() > deadline:
-                    raise Refused(f"not whole after {self.manners.seconds:g} s; run again, it goes on from there")
+                    raise Refused(f"not whole after {self.manners.seconds:g} s; run again, and it continues")
                 if self._stop.is_set():
                     raise Refused("interrupted")
                 file.write(chunk)
@@ -210,7 +210,7 @@ class Downloader:
 
 
 def _next(where: str, location: str, allowed: frozenset[str]) -> str:
-    """Where a redirect leads, if it may."""
+    """The target of a redirect, if it is allowed."""
     leads = urlsplit(urljoin(where, location))
     if leads.netloc not in allowed:
         raise Refused(f"leads to {leads.geturl()}, whose host is none that it may lead to")
@@ -219,7 +219,7 @@ def _next(where: str, location: str, allowed: frozenset[str]) -> str:
     return leads.geturl()
 
 
-# --- what is there of a file, and of which version it is: in a small file beside it ---------------------------------
+# --- the part of a file that is there, and its version, in a small file next to it ---------------------------------
 
 
 def _tag(part: Path) -> Path:
@@ -256,7 +256,7 @@ def _version(response: requests.Response) -> str:
 
 
 def _goes_on(response: requests.Response, begun: int, version: str) -> bool:
-    """Whether this is the rest that was asked for, of the same version where it names one.
+    """True if this is the requested rest, of the same version where it names one.
 
     An answer that is no file at all (a fault, a refusal) does not speak against what is there.
     """

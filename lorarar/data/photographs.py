@@ -50,7 +50,7 @@ class Collection(Section):
 
 
 class Measures(Section):
-    """What a picture must measure, in pixels, and how large it is kept."""
+    """Required size of a picture in pixels, and the size at which it is kept."""
 
     smallest_side: PositiveInt
     megapixels: PositiveInt
@@ -188,7 +188,7 @@ class Photographs:
         return {name: self._file(photograph) for name, photograph in by_name.items()}
 
     def plan(self, wanted: Sequence[Photograph]) -> str:
-        """What `fetch` would do, in a few lines."""
+        """The plan of `fetch`, in a few lines."""
         placed = [photograph for photograph in wanted if photograph.placed]
         here = [photograph for photograph in wanted if not photograph.placed and self._here(photograph)]
         rest = [photograph for photograph in wanted if not self._here(photograph)]

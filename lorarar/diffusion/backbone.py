@@ -50,7 +50,7 @@ def to_images(pixels: Tensor) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet knows of B prompts."""
+    """Encoded prompts, B rows, as the UNet takes them."""
 
     embeds: Tensor  # (B, T, D): hidden states of both text encoders
     pooled: Tensor  # (B, P): projection of the second one
@@ -72,8 +72,8 @@ class Backbone:
 
     Parameters
     ----------
-    pipeline : its UNet is where it is to compute.
-    offload : where that is a GPU, keep the VAE in main memory but when it is needed, and the UNet then.
+    pipeline : its UNet is already on the device that computes.
+    offload : keep on the GPU only the UNet or only the VAE, whichever is in use.
     """
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, offload: bool = False) -> None:
@@ -198,7 +198,7 @@ class Backbone:
         return self._forward_process.add_noise(latents, noise, timesteps)
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the UNet should predict, by the scheduler's `prediction_type`: the noise, or the velocity."""
+        """The training target of the UNet, by the scheduler's `prediction_type`: the noise, or the velocity."""
         if self._forward_process.config.prediction_type == "v_prediction":
             return self._forward_process.get_velocity(latents, noise, timesteps)
         return noise
@@ -207,7 +207,7 @@ class Backbone:
     def applied(self, adapter: Adapter) -> Iterator[None]:
         """Within the block the UNet computes with W + up @ down; gradients reach the factors.
 
-        The update is a product of its own, x down^T up^T: added to bfloat16 weights most of it would be
+        The update is a separate product, x down^T up^T: added to bfloat16 weights most of it would be
         rounded away.
 
         Raises
@@ -217,7 +217,7 @@ class Backbone:
         """
         modules = dict(self.unet.named_modules())
         with ExitStack() as hooks:
-            for path, (down, up) in adapter.layers.items():
+            for path, (down, up) in adapter.computed().layers.items():
                 module = modules.get(path)
                 if not isinstance(module, nn.Linear):
                     raise UserError(f"the base model has no linear layer {path}: use an adapter made for it")

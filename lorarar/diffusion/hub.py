@@ -15,7 +15,7 @@ PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 class Source(BaseModel):
-    """What `model.yaml` says.
+    """The content of `model.yaml`.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def locate(base: Path | str, download: bool = False) -> tuple[Path, str | None]:
 
 
 def fetch_command(base: Path | str) -> str:
-    """What fetches a base that lies in data/<name>/base."""
+    """The command that fetches a base of data/<name>/base."""
     return f"`lorarar doctor --base {Path(base).resolve().parent.name} --download`"
 
 
@@ -113,6 +113,6 @@ def snapshot(name: str, revision: str, command: str, download: bool, **patterns:
     except errors.LocalEntryNotFoundError:
         state = "the hub cannot be reached" if download else "not whole in the hub's cache on this machine"
         raise UserError(f"{where}: {state}; {'try again' if download else again}") from None
-    except Exception as error:  # of the network there are as many as libraries; the next attempt goes on from there
+    except Exception as error:  # each library has its own network errors; the next attempt continues
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{where}: cannot be fetched ({reason}); try again") from None

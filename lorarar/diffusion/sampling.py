@@ -30,7 +30,7 @@ def generate(
     Parameters
     ----------
     adapter
-        None for the base model alone; a schedule is asked anew in every step.
+        None for the base model only; a schedule is asked in every step.
     guidance
         Weight of the prompt; 1 or less is sampling without guidance, in half the time.
     batch_size

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers import (
     ModelMixin as ModelMixin,
-)  # a pipeline looks for it beside a class of ours, to know how to load that
+)  # a pipeline looks for it in the module of a class of ours, to know how to load that
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor

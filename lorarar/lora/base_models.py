@@ -1,20 +1,17 @@
-"""Which base model an adapter was made for, as far as the names and shapes of its layers tell."""
+"""Tells from the names and shapes of an adapter's layers which base model it was made for."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from lorarar.errors import UserError
 from lorarar.lora.factors import Layers
 
-if TYPE_CHECKING:
-    from lorarar.lora.adapter import Adapter
-
 
 class Base(NamedTuple):
-    """What a UNet's attention layers look like; levels are counted from the outermost block."""
+    """The attention layers of a UNet; levels are counted from the outermost block."""
 
     name: str
     widths: tuple[int, ...]
@@ -70,12 +67,12 @@ def guess(layers: Layers) -> str:
     Parameters
     ----------
     layers
-        Module path inside the UNet -> (down (r, n_in), up (m_out, r)), as in `Adapter.layers`.
+        As in `Adapter.layers`.
 
     Returns
     -------
     str
-        "unknown (widths 32, 64)" if no base has them or they are of no attention.
+        "unknown (widths 32, 64)" if no base has them or none is part of an attention.
     """
     names = _possible(layers)
     if names and names != {base.name for base in BASES}:
@@ -83,11 +80,11 @@ def guess(layers: Layers) -> str:
     return f"unknown (widths {', '.join(map(str, sorted({down.shape[1] for down, _ in layers.values()})))})"
 
 
-def same(content: Adapter, style: Adapter, *, names: Sequence[str] = ("the first", "the second")) -> None:
+def same(content: Layers, style: Layers, *, names: Sequence[str] = ("the first", "the second")) -> None:
     """Raise `UserError`, calling the adapters `names`, if no base model can have the layers of both."""
-    ours, theirs = _possible(content.layers), _possible(style.layers)
+    ours, theirs = _possible(content), _possible(style)
     if ours != theirs and not ours & theirs:
-        bases = (guess(content.layers), guess(style.layers))
+        bases = (guess(content), guess(style))
         raise UserError(f"{names[0]} is for {bases[0]}, {names[1]} for {bases[1]}: merge adapters of one base model")
 
 

@@ -1,6 +1,6 @@
-"""The safetensors container: tensors and metadata in, the same out, whole or not at all.
+"""Reads and writes safetensors files, whole or not at all.
 
-The library's own writer takes only what is all in memory, and orders metadata differently in each process.
+The library's own writer takes only tensors that are all in memory, and orders metadata differently in each process.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from torch import Tensor
 from lorarar.errors import UserError
 from lorarar.files import atomic
 from lorarar.lora.factors import finite
+from lorarar.lora.lazy import blanks
 
 BURST = 1 << 25
 """Bytes that are sent to the disk together while more are computed."""
 
-# What safetensors calls the dtypes of factors.
+# safetensors' names of the dtypes that factors have.
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -37,9 +38,9 @@ _DTYPES = {
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, with failures told in the user's terms.
+    """Read tensors and metadata of a safetensors file; raises `UserError` if it is missing or damaged.
 
-    The tensors are views of the file's pages, read when first touched; writing to them leaves the file alone.
+    The tensors are views of the file's pages, read when first touched; writing to them does not change the file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -57,47 +58,40 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or make it again") from None
 
 
-def write_tensors(
-    path: Path | str,
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None = None,
-    stream: Iterable[tuple[str, Tensor]] | None = None,
-) -> None:
+def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file whole or not at all; equal inputs make equal bytes.
 
-    The library itself writes only what is all in memory, and metadata in a new order in each process.
-
-    Parameters
-    ----------
-    stream
-        Gives the tensors with their keys, in any order, where `tensors` has no more than their dtypes and shapes.
+    Lazy tensors are computed one after the other, in the order of the mapping, while earlier ones go to the disk.
 
     Raises
     ------
     UserError
-        A tensor holds NaN or infinity, or is of a dtype that files of LoRAs have not, or the disk is full.
+        A tensor holds NaN or infinity or has a dtype that cannot be stored, or the disk is full.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted((metadata or {}).items()))}
     places, end = {}, 0
-    for key, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+    for key, tensor in sorted(blanks(tensors).items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
         if tensor.dtype not in _DTYPES:
-            raise UserError(f"{path}: {key} is of {tensor.dtype}, which is not written; give another dtype")
+            raise UserError(
+                f"{path}: {key} has dtype {tensor.dtype}, which cannot be stored; choose fp32, fp16 or bf16"
+            )
         places[key], end = end, end + tensor.nbytes
         header[key] = {"dtype": _DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [places[key], end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # so that numbers are aligned
-    with atomic(path) as temporary, open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as beside:
+    with atomic(path) as temporary, open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as background:
         on_disk, unsaved = Future[None](), 0
         on_disk.set_result(None)
 
         def put(place: int, data: memoryview) -> None:
             file.seek(place)
-            while data:  # the system may take it in parts, the last before a full disk too
+            while data:  # the system may take only a part, for instance the last one that fits on the disk
                 data = data[file.write(data) :]
 
         put(0, memoryview(struct.pack("<Q", len(text)) + text))
-        for key, tensor in tensors.items() if stream is None else stream:
-            tensor = tensor.detach().to("cpu", tensors[key].dtype).contiguous()
+        for key, tensor in tensors.items():
+            tensor = tensor.detach().cpu().contiguous()
+            assert header[key]["shape"] == [*tensor.shape] and header[key]["dtype"] == _DTYPES[tensor.dtype], key
             if not finite(tensor):
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise UserError(f"{path}: {key} would hold NaN or infinity in {kind}; nothing is written")
@@ -105,12 +99,12 @@ def write_tensors(
             unsaved += tensor.nbytes
             if unsaved > BURST and on_disk.done():  # the disk need not wait for the last of them
                 on_disk.result()  # raises what the disk said
-                on_disk, unsaved = beside.submit(os.fsync, file.fileno()), 0
+                on_disk, unsaved = background.submit(os.fsync, file.fileno()), 0
         on_disk.result()
 
 
 def _is_pickle(path: Path | str) -> bool:
-    """Whether a file that is not safetensors begins as torch.save's do: a zip archive, or pickle's protocol mark."""
+    """True if the file begins as those of torch.save do: as a zip archive, or with pickle's protocol mark."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)

@@ -1,6 +1,6 @@
-"""diffusers' LoRA keys: `unet.<path>.lora.down.weight`, `text_encoder.<path>.lora_linear_layer.down.weight`, and kin.
+"""diffusers' LoRA keys: `unet.<path>.lora.down.weight` and `text_encoder.<path>.lora_linear_layer.down.weight`.
 
-A file without alpha means alpha = r. Spellings of other days are read too: peft's `lora_A` and `lora_B`, `unet.` twice
+A file without alpha means alpha = r. Older spellings are read too: peft's `lora_A` and `lora_B`, `unet.` twice
 or not at all, and the attention processors' `attn1.processor.to_q_lora.down.weight`.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorarar.errors import UserError
 from lorarar.lora import peft
-from lorarar.lora.factors import Layers, gather
+from lorarar.lora.factors import Factors, Layers, gather
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,21 +51,18 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: st
     return gather(tensors, _locate, scale, source)
 
 
-def keys(layers: Layers) -> dict[str, Tensor]:
-    """The tensors of a file that `StableDiffusionXLPipeline.load_lora_weights` reads."""
-    return {
-        f"{layer}.{'lora' if layer.startswith('unet.') else 'lora_linear_layer'}.{part}.weight": tensor
-        for layer, factors in layers.items()
-        for part, tensor in zip(("down", "up"), factors, strict=True)
-    }
+def tensors(layer: str, factors: Factors) -> dict[str, Tensor]:
+    """The tensors of a layer in a file that `StableDiffusionXLPipeline.load_lora_weights` reads."""
+    stem = f"{layer}.{'lora' if layer.startswith('unet.') else 'lora_linear_layer'}"
+    return {f"{stem}.down.weight": factors.down, f"{stem}.up.weight": factors.up}
 
 
 def metadata(layers: Layers) -> dict[str, str]:
-    """What the file must say of alpha: nothing, if each component has one rank.
+    """The entry that tells each layer's alpha; none is needed if each component has one rank.
 
-    Where nothing is said and ranks differ, older versions of diffusers take the rank of one layer for the alpha of all.
+    Without it, if ranks differ, older versions of diffusers take the rank of one layer for the alpha of all.
     """
-    components: dict[str, dict[str, tuple[Tensor, Tensor]]] = defaultdict(dict)
+    components: dict[str, dict[str, Factors]] = defaultdict(dict)
     for layer, factors in layers.items():
         component, _, path = layer.partition(".")
         # diffusers takes `text_model` from names where the encoder has none, but not from these.

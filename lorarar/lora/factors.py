@@ -5,19 +5,47 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from math import isfinite
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lorarar.errors import UserError
 
-Layers = Mapping[str, tuple[Tensor, Tensor]]
-"""`<component>.<module path>` -> (down, up)."""
+
+class Factors(NamedTuple):
+    """A low-rank update dW = up @ down, alpha folded in."""
+
+    down: Tensor  # (r, n_in), of a convolution (r, c_in, h, w)
+    up: Tensor  # (m_out, r), of a convolution (c_out, r, 1, 1)
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def delta(self) -> Tensor:
+        """dW (m_out, n_in) or (c_out, c_in, h, w) in float32, formed in full: for checks, not for merging."""
+        return (self.up.float().flatten(1) @ self.down.float().flatten(1)).unflatten(1, self.down.shape[1:])
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of dW, without forming it: |dW|^2 = tr(up^T up down down^T)."""
+        down, up = self.down.double().flatten(1), self.up.double().flatten(1)
+        return float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt())
+
+    def to(self, target: torch.dtype | torch.device | str) -> Factors:
+        """The same factors in a dtype or on a device."""
+        return Factors(self.down.to(target), self.up.to(target))
+
+
+Layers = Mapping[str, Factors]
+"""`<component>.<module path>` -> its factors."""
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether no number of it is NaN or infinite."""
-    # The sum of many finite numbers is finite, but for numbers that no training makes; and it is quickly taken.
+    """True if no number is NaN or infinite."""
+    # The sum is quickly taken, and finite unless the numbers are larger than any training makes them.
     return isfinite(tensor.sum(dtype=torch.float32)) or bool(tensor.float().isfinite().all())
 
 
@@ -41,7 +69,7 @@ def gather(
     Raises
     ------
     UserError
-        A key is unknown or says what another said, or a layer's tensors are no pair of factors.
+        A key is unknown or repeats another, or a layer's tensors are no pair of factors.
     """
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():
@@ -55,9 +83,7 @@ def gather(
     return {layer: _factors(layer, parts, scale, source) for layer, parts in sorted(found.items())}
 
 
-def _factors(
-    layer: str, parts: Mapping[str, Tensor], scale: Callable[[str, int], float], source: str
-) -> tuple[Tensor, Tensor]:
+def _factors(layer: str, parts: Mapping[str, Tensor], scale: Callable[[str, int], float], source: str) -> Factors:
     for part in ("down", "up"):
         if part not in parts:
             raise UserError(f"{source}: layer {layer} has no `{part}` matrix; the file is incomplete, make it again")
@@ -75,6 +101,6 @@ def _factors(
         raise UserError(f"{source}: layer {layer} has an alpha that is no number; the file is damaged")
     rank = down.shape[0]
     if rank == 0:
-        return down, up
+        return Factors(down, up)
     factor = float(parts["alpha"]) / rank if "alpha" in parts else scale(layer, rank)
-    return down, up if factor == 1 else (up.float() * factor).to(up.dtype)
+    return Factors(down, up if factor == 1 else (up.float() * factor).to(up.dtype))

@@ -1,34 +1,37 @@
 """LoRA files on disk: safetensors in, low-rank factors out, and back.
 
-A format is a module with `PREFIXES`, how its keys begin, `FOLDED`, the metadata whose meaning reading uses up,
-`parse(tensors, metadata, source)` and `keys(layers)`. All know a layer by its component and the module path in it:
-`unet.<path>`, `text_encoder.<path>` or `text_encoder_2.<path>`. What every format shares, the safetensors container
-and its failures, is here.
+A format is a module with `PREFIXES`, which its keys begin with, `FOLDED`, metadata keys that reading applies (alpha)
+and drops, `parse(tensors, metadata, source)` and `tensors(layer, factors)`. A layer's name is its component and the
+module path in it: `unet.<path>`, `text_encoder.<path>` or `text_encoder_2.<path>`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
 from lorarar.lora import container, diffusers, kohya, peft
-from lorarar.lora.factors import Layers
+from lorarar.lora.factors import Factors, Layers
+from lorarar.lora.lazy import Lazy, blanks
+from lorarar.parallel import one_thread
 
 READERS: dict[str, ModuleType] = {"diffusers": diffusers, "peft": peft, "kohya": kohya}
-WRITERS: dict[str, Callable[[Layers], dict[str, Tensor]]] = {
-    "diffusers": diffusers.keys,
-    "peft": peft.keys,
-    "kohya": kohya.keys,
-    "kohya-sgm": partial(kohya.keys, sgm=True),
+WRITERS: dict[str, Callable[[str, Factors], dict[str, Tensor]]] = {
+    "diffusers": diffusers.tensors,
+    "peft": peft.tensors,
+    "kohya": kohya.tensors,
+    "kohya-sgm": partial(kohya.tensors, sgm=True),
 }
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # Updates that are not up @ down, by what their keys contain.
 _OTHERS = {
@@ -42,15 +45,14 @@ _OTHER = re.compile("|".join(_OTHERS))
 
 
 def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
-    """Factors of a LoRA file in any of the formats, which is told by the keys.
+    """Read the factors of a LoRA file in any of the formats; its keys tell which.
 
     Tensors are views of the memory-mapped file, except each `up` that alpha changes.
 
     Returns
     -------
     layers
-        `<component>.<module path>` -> (down, up), with alpha / r folded into `up`: (r, n_in) and (m_out, r) of a
-        linear layer, (r, c_in, h, w) and (c_out, r, 1, 1) of a convolution.
+        `<component>.<module path>` -> its factors, with alpha / r folded into `up`.
     metadata
         The file's metadata, without the entries whose meaning was folded into the factors.
     format
@@ -70,21 +72,10 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
     return layers, {key: value for key, value in metadata.items() if key not in READERS[format].FOLDED}, format
 
 
-def write(
-    path: Path | str,
-    layers: Layers,
-    metadata: Mapping[str, str],
-    format: str = "diffusers",
-    compute: Callable[[str], tuple[Tensor, Tensor]] | None = None,
-) -> None:
-    """Write factors with alpha = rank; equal inputs make equal bytes.
+def write(path: Path | str, layers: Layers, metadata: Mapping[str, str], format: str = "diffusers") -> None:
+    """Write factors with alpha = rank; equal inputs make equal bytes. Asks for one layer after the other, each once.
 
-    Beside a peft file its `adapter_config.json` is written. "kohya-sgm" is kohya with SDXL's original block names.
-
-    Parameters
-    ----------
-    compute
-        Gives, when they are written, the factors of a layer that `layers` has on the device "meta": dtypes and shapes.
+    A peft file gets its `adapter_config.json` in the same folder. "kohya-sgm" has SDXL's original block names.
 
     Raises
     ------
@@ -93,22 +84,28 @@ def write(
     """
     if format not in WRITERS:
         raise UserError(f"format {format} is unknown; choose one of {', '.join(WRITERS)}")
-    extra = diffusers.metadata(layers) if format == "diffusers" else {}
-    configuration = peft.adapter_config(layers) if format == "peft" else {}
-    keys = WRITERS[format]
+    known = blanks(layers)
+    extra = diffusers.metadata(known) if format == "diffusers" else {}
+    configuration = peft.adapter_config(known) if format == "peft" else {}
+    found = {layer: WRITERS[format](layer, factors) for layer, factors in known.items()}
+    layer_of = {key: layer for layer, tensors in found.items() for key in tensors}
 
-    def computed() -> Iterator[tuple[str, Tensor]]:
-        for layer, factors in layers.items():
-            yield from keys({layer: compute(layer) if compute and factors[0].is_meta else factors}).items()
+    @lru_cache(maxsize=1)  # a layer's tensors are asked for one after the other
+    def tensors_of(layer: str) -> dict[str, Tensor]:
+        return WRITERS[format](layer, layers[layer])
 
-    with ExitStack() as all_or_nothing:
-        for other in beside(path, format):
+    tensors = Lazy(
+        {key: tensor for tensors in found.values() for key, tensor in tensors.items()},
+        lambda key: tensors_of(layer_of[key])[key],
+    )
+    with ExitStack() as all_or_nothing, one_thread():
+        for other in sidecars(path, format):
             write_json(all_or_nothing.enter_context(atomic(other)), configuration)
-        container.write_tensors(path, keys(layers), {**metadata, **extra}, computed())
+        container.write_tensors(path, tensors, {**metadata, **extra})
 
 
-def beside(path: Path | str, format: str) -> list[Path]:
-    """What `write` writes beside `path`: peft keeps its configuration in a file of its own."""
+def sidecars(path: Path | str, format: str) -> list[Path]:
+    """The files that `write` adds in the folder of `path`: peft keeps its configuration in a separate one."""
     return [Path(path).with_name(peft.CONFIGURATION)] if format == "peft" else []
 
 

@@ -1,6 +1,6 @@
 """kohya's LoRA keys: `lora_unet_<path with _ for .>.lora_down.weight`, `.lora_up.weight`, `.alpha`.
 
-Text encoders are `lora_te1_`, `lora_te2_`, and `lora_te_` where there is but one. The blocks of the UNet have
+Text encoders are `lora_te1_` and `lora_te2_`, or `lora_te_` if there is only one. The blocks of the UNet have
 diffusers' names or those of Stability's original code (SGM), `input_blocks_4_1` for `down_blocks_1_attentions_0`.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorarar.errors import UserError
-from lorarar.lora.factors import Layers, gather
+from lorarar.lora.factors import Factors, Layers, gather
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ FOLDED = frozenset({"ss_network_alpha"})
 PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 
 _COMPONENTS = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
-# Of text_encoder's two it is the later, lora_te1, that is written.
+# text_encoder has two prefixes; the later one, lora_te1, is written.
 _PREFIX = {component: prefix for prefix, component in _COMPONENTS.items()}
 _KEY = re.compile(
     rf"(?P<component>{'|'.join(_COMPONENTS)})_(?P<name>.+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)"
@@ -73,6 +73,8 @@ def _sgm_names() -> dict[str, str]:
 
 
 _SGM = _sgm_names()
+_TO_SGM = {new: old for old, new in _SGM.items()}
+_TO_RESNET_ENDS = {new: old for old, new in _RESNET_ENDS.items()}
 
 
 def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Layers:
@@ -80,28 +82,25 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: st
     return gather(tensors, _locate, lambda layer, rank: 1.0, source)
 
 
-def keys(layers: Layers, sgm: bool = False) -> dict[str, Tensor]:
-    """The tensors of a kohya file, with diffusers' block names or, for SDXL's UNet, those of SGM.
+def tensors(layer: str, factors: Factors, sgm: bool = False) -> dict[str, Tensor]:
+    """The tensors of a layer in a kohya file, with diffusers' block names or, for SDXL's UNet, those of SGM.
 
     Raises
     ------
     UserError
-        A layer has no name in this format.
+        The layer has no name in this format.
     """
-    tensors: dict[str, Tensor] = {}
-    for layer, (down, up) in layers.items():
-        component, _, path = layer.partition(".")
-        name = path.replace(".", "_")
-        known = _dotted(name) == path
-        # diffusers mistakes its own name of the added embedding, which SDXL alone has, but reads SGM's.
-        if component == "unet" and (sgm or name.startswith("add_embedding")):
-            name = _renamed(name, _inverse(_SGM), _inverse(_RESNET_ENDS)) or ""
-        if not (known and name):
-            raise UserError(f"layer {layer} has no name in kohya's format; save in another")
-        stem = f"{_PREFIX[component]}_{name}"
-        alpha = torch.tensor(float(down.shape[0]))  # not in the dtype of the factors: bfloat16 would round 257
-        tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": alpha}
-    return tensors
+    component, _, path = layer.partition(".")
+    name = path.replace(".", "_")
+    known = _dotted(name) == path
+    # diffusers mistakes its own name of the added embedding, which only SDXL has, but reads SGM's.
+    if component == "unet" and (sgm or name.startswith("add_embedding")):
+        name = _renamed(name, _TO_SGM, _TO_RESNET_ENDS) or ""
+    if not (known and name):
+        raise UserError(f"layer {layer} has no name in kohya's format; save in another")
+    stem = f"{_PREFIX[component]}_{name}"
+    alpha = torch.tensor(float(factors.rank))  # not in the dtype of the factors: bfloat16 would round 257
+    return {f"{stem}.lora_down.weight": factors.down, f"{stem}.lora_up.weight": factors.up, f"{stem}.alpha": alpha}
 
 
 def _locate(key: str) -> tuple[str, str] | None:
@@ -128,7 +127,3 @@ def _renamed(name: str, parts: Mapping[str, str], ends: Mapping[str, str]) -> st
             end = name.removeprefix(f"{old}_")
             return f"{new}_{ends.get(end, end)}"
     return None
-
-
-def _inverse(names: Mapping[str, str]) -> dict[str, str]:
-    return {new: old for old, new in names.items()}

@@ -1,7 +1,7 @@
 """peft's LoRA keys, `base_model.model.<path>.lora_A.weight`, and its configuration, which holds alpha.
 
-A peft file is of one model, here the UNet. Layers of text encoders go as `text_encoder.<path>` with alpha = rank, which
-peft passes over.
+A peft file is for one model, here the UNet. Layers of text encoders are written as `text_encoder.<path>` with
+alpha = rank, which peft skips.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from statistics import mode
 from typing import TYPE_CHECKING, Any
 
 from lorarar.errors import UserError
-from lorarar.lora.factors import Layers, gather
+from lorarar.lora.factors import Factors, Layers, gather
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,15 +32,15 @@ _log = logging.getLogger(__name__)
 
 
 def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Layers:
-    """Layer -> (down, up), scaled as `adapter_config.json` beside the file `source` says."""
-    beside = Path(source).with_name(CONFIGURATION)
+    """Layer -> (down, up), scaled as `adapter_config.json` in the folder of the file `source` says."""
+    sidecar = Path(source).with_name(CONFIGURATION)
     configuration: dict[str, Any] = {}
     try:
-        configuration = json_object(beside.read_text(encoding="utf-8"))
+        configuration = json_object(sidecar.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        _log.warning("%s: no %s beside it, so alpha is taken to be the rank", source, CONFIGURATION)
+        _log.warning("%s: no %s in its folder, so alpha is taken to be the rank", source, CONFIGURATION)
     except (ValueError, OSError):
-        raise UserError(f"{beside}: not a JSON object, so alpha is unknown; fetch or make it again") from None
+        raise UserError(f"{sidecar}: not a JSON object, so alpha is unknown; fetch or make it again") from None
 
     def scale_of(layer: str, rank: int) -> float:
         component, _, path = layer.partition(".")
@@ -49,13 +49,10 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: st
     return gather(tensors, _locate, scale_of, source)
 
 
-def keys(layers: Layers) -> dict[str, Tensor]:
-    """The tensors of an `adapter_model.safetensors` that `PeftModel.from_pretrained` reads."""
-    return {
-        f"base_model.model.{layer.removeprefix('unet.')}.lora_{matrix}.weight": tensor
-        for layer, factors in layers.items()
-        for matrix, tensor in zip("AB", factors, strict=True)
-    }
+def tensors(layer: str, factors: Factors) -> dict[str, Tensor]:
+    """The tensors of a layer in an `adapter_model.safetensors` that `PeftModel.from_pretrained` reads."""
+    stem = f"base_model.model.{layer.removeprefix('unet.')}"
+    return {f"{stem}.lora_A.weight": factors.down, f"{stem}.lora_B.weight": factors.up}
 
 
 def adapter_config(layers: Layers) -> dict[str, Any]:
@@ -67,8 +64,8 @@ def adapter_config(layers: Layers) -> dict[str, Any]:
 
 
 def configuration(layers: Layers) -> dict[str, Any]:
-    """What `LoraConfig` needs for layers, here by their paths in one model, whose alpha is their rank."""
-    ranks = {path: down.shape[0] for path, (down, _) in sorted(layers.items())}
+    """The entries of a `LoraConfig` for layers, by their paths in one model, with alpha = rank."""
+    ranks = {path: layers[path].rank for path in sorted(layers)}
     usual = mode(sorted(ranks.values()))
     others = {path: rank for path, rank in ranks.items() if rank != usual}
     return {
@@ -86,7 +83,7 @@ def scale(configuration: Mapping[str, Any], path: str, rank: int, source: str) -
     Raises
     ------
     UserError
-        The configuration is of other factors, or of a method that changes the base's weights too.
+        The configuration belongs to other factors, or to a method that also changes the base's weights.
     """
     begins = str(configuration.get("init_lora_weights")).lower()
     if begins.startswith(_CHANGES_BASE):
@@ -108,7 +105,7 @@ def scale(configuration: Mapping[str, Any], path: str, rank: int, source: str) -
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The object that a text from a stranger is; raises `ValueError` if it is none."""
+    """Parse an untrusted text as a JSON object; raises `ValueError` if it is none."""
     try:
         value = json.loads(text)
     except RecursionError:

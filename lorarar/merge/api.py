@@ -1,4 +1,4 @@
-"""From two LoRA files to one: what the command `lorarar merge` and the function `lorarar.merge` do."""
+"""Merges two LoRA files into one: the function `lorarar.merge` and, for the command, `merge_files`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from lorarar.errors import UserError
 from lorarar.files import refuse_existing, sha256
 from lorarar.lora import base_models, formats
 from lorarar.lora.adapter import Adapter
+from lorarar.lora.lazy import blanks
 from lorarar.merge.hypernet import HyperNetwork
 from lorarar.merge.klora import Schedule
 from lorarar.merge.registry import METHODS, Method
 from lorarar.parallel import one_thread
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def merge(
@@ -40,14 +39,14 @@ def merge(
     method
         A name of `lorarar methods`.
     dtype
-        Of the result.
+        The dtype of the result.
     options
-        Of the method. `hypernet` may be a `HyperNetwork` or its file.
+        The method's options. `hypernet` may be a `HyperNetwork` or its file.
 
     Returns
     -------
     Adapter
-        Or, for a method that changes with the denoising step, a `Schedule`.
+        With its layers in memory; or a `Schedule`, for a method that changes with the denoising step.
 
     Raises
     ------
@@ -59,7 +58,8 @@ def merge(
     >>> lorarar.merge("cat.safetensors", "watercolor.safetensors", method="direct").save("both.safetensors")
     """
     row = _method(method, options)
-    return row.merge(*_read(content, style), **options, dtype=dtype)
+    merged = row.merge(*_read(content, style, check=True), **options, dtype=dtype)
+    return merged.computed() if isinstance(merged, Adapter) else merged
 
 
 def merge_files(
@@ -73,87 +73,87 @@ def merge_files(
     force: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Merge two files into a third, which tells how it was made in its metadata.
+    """Merge two files into a third, whose metadata tells how it was made.
 
     Parameters
     ----------
     format
         A key of `formats.WRITERS`.
     dtype
-        A key of `DTYPES`; None is that of the content's file.
+        A key of `formats.DTYPES`; None is that of the content's file.
     options
-        Of the method, as of `merge`.
+        The method's options, as in `merge`.
 
     Returns
     -------
     list of str
-        What the user should know beside success: layers carried over, the error of an approximation.
+        Notes for the user: layers carried over, the error of an approximation.
 
     Raises
     ------
     UserError
         As `merge`, or `out` exists and `force` is not given. Nothing is written then.
     """
-    for path in (out, *formats.beside(out, format)):
+    if dtype and dtype not in formats.DTYPES:
+        raise UserError(f"dtype {dtype}: unknown; choose one of {', '.join(formats.DTYPES)}")
+    for path in (out, *formats.sidecars(out, format)):
         refuse_existing(path, force, content, style)
     given = dict(options or {})
     recorded = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     row = _method(method, given)
     if row.schedule and format != "diffusers":
-        raise UserError(f"method {method}: its result is no LoRA but a schedule of two, in no format; leave it out")
-    with ThreadPoolExecutor(2) as beside:
-        checksums = [beside.submit(sha256, path) for path in (content, style)]  # while all else goes on
-        adapters = _read(content, style, check=not row.lazy)
-        named = list(zip((content, style), adapters, strict=True))
-        read = [file for path, adapter in named for file in formats.beside(path, adapter.format)]
-        for path in formats.beside(out, format):
-            refuse_existing(path, True, *read)
-        first = next(iter((adapters[0].layers | adapters[0].rest).values()))
-        lazy = {"lazy": True} if row.lazy else {}
-        merged = row.merge(*adapters, **given, **lazy, dtype=DTYPES[dtype] if dtype else first.down.dtype)
-    sources = [{"file": path.name, "sha256": c.result()} for path, c in zip((content, style), checksums, strict=True)]
-    merged.metadata |= {
-        "lorarar.method": method,
-        "lorarar.options": json.dumps(recorded, sort_keys=True),
-        "lorarar.sources": json.dumps(dict(zip(("content", "style"), sources, strict=True)), sort_keys=True),
-        "lorarar.base": base_models.guess(adapters[0].layers | adapters[1].layers),
-        "lorarar.version": __version__,
-    }
-    if isinstance(merged, Schedule):
-        merged.save(out)
-        return ["K-LoRA's result is a schedule, not one LoRA: this file is for `lorarar`, not for other tools"]
-    ranks = {factors.rank for factors in (merged.layers | merged.rest).values()}
-    merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(ranks)))
-    try:
-        with one_thread():
+        raise UserError(f"method {method}: writes a schedule, not a LoRA, so --format does not apply; leave it out")
+    with ThreadPoolExecutor(2) as background:
+        paths = {"content": content, "style": style}
+        checksums = {name: background.submit(sha256, path) for name, path in paths.items()}
+        adapters = _read(content, style)
+        for path in formats.sidecars(out, format):
+            refuse_existing(path, True, *formats.sidecars(content, adapters[0].format))
+            refuse_existing(path, True, *formats.sidecars(style, adapters[1].format))
+        first = next(iter({**adapters[0].layers, **adapters[0].unmerged}.values()))
+        try:
+            merged = row.merge(*adapters, **given, dtype=formats.DTYPES[dtype] if dtype else first.down.dtype)
+            sources = {name: {"file": path.name, "sha256": checksums[name].result()} for name, path in paths.items()}
+            merged.metadata |= {
+                "lorarar.method": method,
+                "lorarar.options": json.dumps(recorded, sort_keys=True),
+                "lorarar.sources": json.dumps(sources, sort_keys=True),
+                "lorarar.base": base_models.guess({**adapters[0].layers, **adapters[1].layers}),
+                "lorarar.version": __version__,
+            }
+            if isinstance(merged, Schedule):
+                merged.save(out)
+                return ["K-LoRA's result is a schedule, not one LoRA: this file is for `lorarar`, not for other tools"]
+            ranks = {factors.rank for part in (merged.layers, merged.unmerged) for factors in blanks(part).values()}
+            merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(ranks)))
             merged.save(out, format=format)
-    except UserError:  # of NaN in what was written: was it in what was read?
-        for path, adapter in named:
-            adapter.check(str(path))
-        raise
+        except (UserError, RuntimeError):  # NaN was met: to look for it in the sources before would take longer
+            adapters[0].check(str(content))
+            adapters[1].check(str(style))
+            raise
     notes = []
-    if merged.rest:
+    if merged.unmerged:
         of = "text encoders or convolutions (summed where both files have them)"
-        notes.append(f"carried over unmerged: {len(merged.rest)} layers of {of}")
+        notes.append(f"carried over unmerged: {len(merged.unmerged)} layers of {of}")
     if "relative_error" in merged.metadata:
         notes.append(f"relative error of the approximation: {float(merged.metadata['relative_error']):.3g}")
     return notes
 
 
-def _read(*given: Adapter | Path | str, check: bool = True) -> list[Adapter]:
-    """The adapters, read if need be, and found to be sound and of one base."""
+def _read(*given: Adapter | Path | str, check: bool = False) -> list[Adapter]:
+    """The adapters, read from their files if need be, of one base and, if `check`, without NaN."""
     names = ["an adapter" if isinstance(one, Adapter) else str(one) for one in given]
     adapters = [one if isinstance(one, Adapter) else Adapter.load(one) for one in given]
     if check:
         with one_thread():
             for adapter, name in zip(adapters, names, strict=True):
                 adapter.check(name)
-    base_models.same(*adapters, names=names)
+    base_models.same(*(adapter.layers for adapter in adapters), names=names)
     return adapters
 
 
 def _method(name: str, options: dict[str, Any]) -> Method:
-    """The row of the table, if it has these options; a hypernetwork's file becomes the network."""
+    """The method's row, if it has these options; a hypernetwork's file is loaded into `options`."""
     if name not in METHODS:
         raise UserError(f"method {name}: unknown; choose one of {', '.join(METHODS)}")
     method = METHODS[name]

@@ -1,6 +1,6 @@
 """Column-wise merging, Eq. 2: dW_m = m_c * dW_c + m_s * dW_s, with one coefficient for each input column.
 
-Scaling columns of up @ down scales columns of down alone, so the merge is exactly
+Scaling columns of up @ down scales only columns of down, so the merge is exactly
 
     dW_m = [up_c up_s] [down_c diag(m_c); down_s diag(m_s)],
 
@@ -9,7 +9,8 @@ a standard LoRA of rank r_c + r_s, and no dW is ever formed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from operator import add
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from lorarar.errors import UserError
 from lorarar.lora import container
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.parallel import each
+from lorarar.lora.lazy import Lazy
 
 Coefficients = dict[str, tuple[Tensor, Tensor]]
 """Module path -> (m_c, m_s), each (n_in,)."""
@@ -31,7 +32,6 @@ def merge(
     default: tuple[float, float] = (1.0, 1.0),
     *,
     dtype: torch.dtype = torch.float32,
-    lazy: bool = False,
 ) -> Adapter:
     """Merge two adapters by Eq. 2 of LoRA.rar (arXiv 2412.05148).
 
@@ -42,30 +42,50 @@ def merge(
     default
         The constants (m_c, m_s) of all other layers.
     dtype
-        Of the result; products are taken in float32.
-    lazy
-        Compute each layer only while it is saved, so that they are never all in memory.
+        The dtype of the result; products are taken in float32.
 
     Returns
     -------
     Adapter
-        Each layer that either adapter has, of rank r_c + r_s; an absent layer counts as rank 0.
+        Lazy: each layer that either adapter has, of rank r_c + r_s; an absent layer counts as rank 0.
 
     Raises
     ------
     UserError
         The adapters were made for different base models.
     """
-    both = {path: (c, s) for path, c, s in pairs(content, style)}
 
-    def of(path: str) -> Factors:
-        return concatenate(*both[path], *coefficients.get(path, default), dtype=dtype)
+    def merge_layer(path: str, c: Factors, s: Factors) -> Factors:
+        return concatenate(c, s, *coefficients.get(path, default), dtype=dtype)
 
-    rest = carry(content, style, dtype)
-    if lazy:
-        layers = {path: _room(*two, dtype, "meta") for path, two in both.items()}
-        return Adapter(layers, rest=rest, compute=lambda name: of(name.removeprefix("unet.")))
-    return Adapter(dict(zip(both, each(of, zip(both)), strict=True)), rest=rest)
+    layers = merge_layers(merge_layer, content.layers, style.layers, dtype)
+    return Adapter(layers, unmerged=add_unmerged(content, style, dtype))
+
+
+def merge_layers(
+    merge_layer: Callable[[str, Factors, Factors], Factors],
+    content: Mapping[str, Factors],
+    style: Mapping[str, Factors],
+    dtype: torch.dtype,
+    rank: Callable[[int, int], int] = add,
+) -> Lazy[Factors]:
+    """Merge lazily each layer that either adapter has; an absent layer counts as rank 0.
+
+    Parameters
+    ----------
+    merge_layer
+        (path, content's factors, style's) -> the merged ones, in `dtype`.
+    rank
+        (r_c, r_s) -> rank of the merged layer.
+
+    Raises
+    ------
+    UserError
+        The adapters were made for different base models.
+    """
+    both = {path: (c, s) for path, c, s in _pairs(content, style)}
+    blanks = {path: _empty(c, s, rank(c.rank, s.rank), dtype, "meta") for path, (c, s) in both.items()}
+    return Lazy(blanks, lambda path: merge_layer(path, *both[path]))
 
 
 def concatenate(
@@ -76,24 +96,24 @@ def concatenate(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Factors:
-    """[up_c up_s] [down_c diag(m_c); down_s diag(m_s)]; with constants also of convolutions, whose factors are 4-d."""
-    # Written into place: at SDXL's size a further copy of everything is what would take the time.
-    down, up = room = _room(content, style, dtype, content.down.device)
+    """[up_c up_s] [down_c diag(m_c); down_s diag(m_s)]; constants also scale convolutions, whose factors are 4-d."""
+    # Written into place: at SDXL's size a further copy of everything would take most of the time.
+    down, up = merged = _empty(content, style, content.rank + style.rank, dtype, content.down.device)
     down[: content.rank] = content.down.float() * m_c
     down[content.rank :] = style.down.float() * m_s
     up[:, : content.rank] = content.up
     up[:, content.rank :] = style.up
-    return room
+    return merged
 
 
 def pairs(content: Adapter, style: Adapter) -> Iterator[tuple[str, Factors, Factors]]:
-    """Each layer that either adapter has, by name, with rank-0 factors where one has none."""
+    """Each layer that either adapter has, by path, with rank-0 factors where one has none."""
     return _pairs(content.layers, style.layers)
 
 
-def carry(content: Adapter, style: Adapter, dtype: torch.dtype = torch.float32) -> dict[str, Factors]:
-    """What no method merges, text encoders and convolutions: of one adapter as it is, of both the sum of updates."""
-    return {path: concatenate(c, s, dtype=dtype) for path, c, s in _pairs(content.rest, style.rest)}
+def add_unmerged(content: Adapter, style: Adapter, dtype: torch.dtype = torch.float32) -> Lazy[Factors]:
+    """The layers that no method merges, text encoders and convolutions: the sum of the updates of both adapters."""
+    return merge_layers(lambda _, c, s: concatenate(c, s, dtype=dtype), content.unmerged, style.unmerged, dtype)
 
 
 def save(path: Path | str, coefficients: Mapping[str, tuple[Tensor, Tensor]], metadata: Mapping[str, str]) -> None:
@@ -127,9 +147,8 @@ def _pairs(content: Mapping[str, Factors], style: Mapping[str, Factors]) -> Iter
         yield path, c, s
 
 
-def _room(content: Factors, style: Factors, dtype: torch.dtype, device: torch.device | str) -> Factors:
-    """Factors of rank r_c + r_s with nothing in them yet."""
-    rank = content.rank + style.rank
+def _empty(content: Factors, style: Factors, rank: int, dtype: torch.dtype, device: torch.device | str) -> Factors:
+    """Factors of a rank with no numbers in them yet."""
     return Factors(
         torch.empty(rank, *content.down.shape[1:], dtype=dtype, device=device),
         torch.empty(len(content.up), rank, *content.up.shape[2:], dtype=dtype, device=device),
@@ -141,5 +160,5 @@ def _nothing_like(factors: Factors) -> Factors:
 
 
 def _shape(factors: Factors) -> tuple[int, ...]:
-    """(m_out, n_in), and of a convolution the sizes of both kernels."""
+    """(m_out, n_in), for a convolution followed by the sizes of both kernels."""
     return factors.up.shape[0], *factors.down.shape[1:], *factors.up.shape[2:]

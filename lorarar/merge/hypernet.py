@@ -1,4 +1,4 @@
-"""The hypernetwork of LoRA.rar, Eq. 1: from the columns of two updates, the coefficients that merge them."""
+"""The hypernetwork of LoRA.rar, Eq. 1: predicts merging coefficients from the columns of two updates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from lorarar.errors import UserError
 from lorarar.lora import container
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge.columns import Coefficients, pairs
-from lorarar.parallel import Scratch, each
+from lorarar.parallel import Scratch, map_layers
+from lorarar.randomness import seeded
 
 Context = Literal["none", "mean", "attention"]
 GUIDED = ("to_q", "to_out.0")
@@ -41,16 +42,16 @@ class HyperNetwork(nn.Module):
         released code sums them, (1, 1).
     initial
         Bias of the output layer before training. Columns of an update are small numbers, so an untrained
-        network says about this for each of them: at 0.5 it starts from the average, as key and value are
-        merged, at 0 (what PyTorch's own initialisation comes to) from leaving the guided projections alone.
+        network predicts about this for each of them: at 0.5 it starts from the average, as key and value are
+        merged; at 0, close to PyTorch's own initialisation, the guided projections start unchanged.
     scale
-        What columns are multiplied by before they come in. Updates are small numbers, so that at 1 a short training
-        moves little but biases: one pair of constants for each width. It is folded into the weights when saved.
+        Factor on the columns before the input layer. Updates are small numbers, so that at 1 a short training
+        mostly moves biases: one pair of constants for each width. It is folded into the weights when saved.
     context
-        Whether columns see each other: "none", the paper's, or a mixture of all columns of the layer is added to each,
-        their "mean" or what "attention" makes of them. Both begin at nothing, where "none" stays.
+        "none", as in the paper, treats each column separately; otherwise a mixture of all columns of the layer is added
+        to each: their "mean", or one that "attention" weighs. The mixture is zero before training.
     seed
-        Of the initial weights.
+        The seed of the initial weights.
     """
 
     def __init__(
@@ -70,8 +71,7 @@ class HyperNetwork(nn.Module):
         self.scale = scale
         self.widths = sorted(set(widths))
         self.guided = tuple(guided)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             for i, width in enumerate(self.widths, start=1):
                 self.add_module(f"input_{i}", nn.Linear(2 * width, hidden))
             last = nn.Linear(hidden, 2)
@@ -95,7 +95,7 @@ class HyperNetwork(nn.Module):
     def coefficients(self, content: Adapter, style: Adapter) -> Coefficients:
         """(m_c, m_s) of every guided layer that both adapters have.
 
-        A network of bfloat16 computes in float32 on a CPU that is faster in it, but for gradients.
+        On a CPU where float32 is faster, a bfloat16 network is converted first, except when gradients are recorded.
 
         Raises
         ------
@@ -113,7 +113,7 @@ class HyperNetwork(nn.Module):
             raise UserError(f"the adapters share no layer that ends in {' or '.join(self.guided)}: nothing to guide")
         weights = {width: self._weights(width) for width in {c.up.shape[0] for c, _ in guided.values()}}
         scratch = None if torch.is_grad_enabled() else Scratch(next(self.parameters()))
-        found = each(lambda c, s: factored(weights[c.up.shape[0]], c, s, scratch), guided.values())
+        found = map_layers(lambda c, s: factored(weights[c.up.shape[0]], c, s, scratch), guided.values())
         return {path: (m_c, m_s) for path, (m_c, m_s) in zip(guided, found, strict=True)}
 
     def save(self, path: Path | str) -> None:
@@ -130,7 +130,7 @@ class HyperNetwork(nn.Module):
         Parameters
         ----------
         guided
-            Overrides what the file says; a file that says nothing guides the paper's projections, with its constants.
+            Overrides the file's; a file without any guides the paper's projections, with the paper's constants.
         """
         if Path(path).suffix == ".safetensors":
             state, metadata = container.read_tensors(path)
@@ -164,12 +164,12 @@ class HyperNetwork(nn.Module):
 
 
 class Mixture(nn.Module):
-    """What a column's hidden units take from those of all columns of the layer: nothing before training.
+    """A mixture of the hidden units of all columns of a layer; it is zero before training.
 
     Parameters
     ----------
     attention
-        Whether each column takes its own part of every other, or all take the mean.
+        Give each column its own mixture by attention, instead of the mean of all columns.
     """
 
     def __init__(self, hidden: int, attention: bool) -> None:
@@ -190,7 +190,7 @@ class Mixture(nn.Module):
 
 
 class Weights(NamedTuple):
-    """What the network knows of one layer width m, with h hidden units."""
+    """The network's weights for one layer width m, with h hidden units."""
 
     content: Tensor  # (h, m)
     style: Tensor  # (h, m)
@@ -208,12 +208,12 @@ def factored(weights: Weights, content: Factors, style: Factors, scratch: Scratc
     Parameters
     ----------
     scratch
-        Memory to compute in, where no gradient is wanted.
+        Memory to compute in, if no gradient is wanted.
     """
     to = scratch.cast if scratch else (lambda name, factor: factor.to(weights.bias.dtype))
     out = scratch("hidden", len(weights.bias), content.down.shape[1]) if scratch else None
-    # Hidden units x columns throughout, summed in place: nothing is transposed, copied or allocated twice. And as few
-    # calls as can be: threads that compute layers side by side wait for each other between them.
+    # Hidden units x columns throughout, summed in place: nothing is transposed, copied or allocated twice. There are
+    # few calls, because threads that compute layers side by side wait for each other between calls.
     first = torch.mm(weights.content, to("up", content.up))
     hidden = torch.addmm(weights.bias, first, to("down", content.down), out=out)
     hidden.addmm_(torch.mm(weights.style, to("up", style.up)), to("down", style.down))
@@ -223,7 +223,7 @@ def factored(weights: Weights, content: Factors, style: Factors, scratch: Scratc
 
 
 def ends_with(path: str, names: Sequence[str]) -> bool:
-    """Whether the module path ends in one of the projection names."""
+    """True if the module path ends in one of the projection names."""
     return any(path.endswith(f".{name}") for name in names)
 
 
@@ -233,5 +233,5 @@ def read_pickle(path: Path | str) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except Exception:  # a damaged file fails in as many ways as there are
+    except Exception:  # a damaged file may raise anything
         raise UserError(f"{path}: damaged or not a file of weights; delete it and make it again") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf, isfinite
@@ -15,9 +16,10 @@ import torch
 from lorarar.errors import UserError
 from lorarar.lora import container
 from lorarar.lora.adapter import Adapter, Factors
+from lorarar.lora.lazy import computed
 from lorarar.merge import columns
 from lorarar.merge.options import require
-from lorarar.parallel import each
+from lorarar.parallel import map_layers
 
 Variant = Literal["s", "s*"]
 # Progress and turns are rounded differently: a step that falls on a turn is past it.
@@ -26,13 +28,13 @@ ROUNDING = 1e-9
 
 @dataclass
 class Schedule:
-    """Two adapters, and which of them each layer takes from when to when.
+    """Two adapters, and for each layer which of them it comes from at which time.
 
     Attributes
     ----------
     turns
-        Layer that both have -> at which progress of denoising, in [0, 1], it changes hands. It starts as the
-        content's; progress is the share of steps that are done.
+        Layer that both have -> the progress of denoising, in [0, 1], at which it changes to the other adapter. It
+        starts as the content's; progress is the share of steps that are done.
     metadata
         Free text that travels with the file.
     """
@@ -44,18 +46,18 @@ class Schedule:
 
     def at(self, progress: float) -> Adapter:
         """The adapter for the step before which the share `progress`, in [0, 1), of all steps was done."""
-        layers = self.style.layers | self.content.layers
+        layers = {**self.style.layers, **self.content.layers}
         for path, turns in self.turns.items():
             if sum(turn <= progress + ROUNDING for turn in turns) % 2:
                 layers[path] = self.style.layers[path]
-        return Adapter(layers, rest=self._rest)
+        return Adapter(layers, unmerged=self._unmerged)
 
     def save(self, path: Path | str) -> None:
         """Write both adapters and the turns to one safetensors file, whole or not at all."""
         tensors = {
             f"{name}.{part}.{layer}.{side}": tensor
             for name, adapter in (("content", self.content), ("style", self.style))
-            for part, table in (("layers", adapter.layers), ("rest", adapter.rest))
+            for part, table in (("layers", adapter.layers), ("rest", adapter.unmerged))
             for layer, factors in table.items()
             for side, tensor in zip(Factors._fields, factors, strict=True)
         }
@@ -67,18 +69,18 @@ class Schedule:
         tensors, metadata = container.read_tensors(path)
         found: dict[tuple[str, str], dict[str, Factors]] = defaultdict(dict)
         try:
-            turns = {layer: tuple(each) for layer, each in json.loads(metadata.pop("schedule")).items()}
+            turns = {layer: tuple(listed) for layer, listed in json.loads(metadata.pop("schedule")).items()}
             for stem in [key.removesuffix(".down") for key in tensors if key.endswith(".down")]:
                 name, part, layer = stem.split(".", 2)
                 found[name, part][layer] = Factors(tensors[f"{stem}.down"], tensors[f"{stem}.up"])
         except (KeyError, ValueError):
             raise UserError(f"{path}: not a schedule of two adapters; give a file that K-LoRA made") from None
-        content, style = (Adapter(found[name, "layers"], rest=found[name, "rest"]) for name in ("content", "style"))
+        content, style = (Adapter(found[name, "layers"], unmerged=found[name, "rest"]) for name in ("content", "style"))
         return cls(content, style, turns, metadata)
 
     @cached_property
-    def _rest(self) -> dict[str, Factors]:
-        return columns.carry(self.content, self.style)
+    def _unmerged(self) -> Mapping[str, Factors]:
+        return computed(columns.add_unmerged(self.content, self.style))
 
 
 @torch.no_grad()
@@ -115,7 +117,7 @@ def merge(
     if beta is None:
         beta = 0.85 * alpha if variant == "s*" else 0.5
     shared = {path: (c, s) for path, c, s in columns.pairs(content, style) if c.rank and s.rank}
-    sums = dict(zip(shared, each(_sums, shared.values()), strict=True))
+    sums = dict(zip(shared, map_layers(_sums, shared.values()), strict=True))
     total_c, total_s = (sum(both[side].total for both in sums.values()) for side in (0, 1))
     turns = {}
     for path, (of_c, of_s) in sums.items():

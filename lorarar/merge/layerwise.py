@@ -4,49 +4,77 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import add
 from typing import NamedTuple
 
 import torch
 
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge import columns
+from lorarar.parallel import map_layers
 
 
 class Truncated(NamedTuple):
     """A layer that was cut to a rank."""
 
     factors: Factors
-    lost: float  # squared Frobenius norm of what was cut off
-    whole: float  # and of the update as it was before
+    lost: float  # squared Frobenius norm of the part that was cut off
+    whole: float  # and of the update before the cut
 
 
-LayerMerge = Callable[[str, Factors, Factors], Factors | Truncated]
-"""(path, content, style) -> merged, all in float32. A layer that one adapter lacks has rank 0 there."""
+def merge_layerwise(
+    merge_layer: Callable[[str, Factors, Factors], Factors],
+    content: Adapter,
+    style: Adapter,
+    dtype: torch.dtype,
+    rank: Callable[[int, int], int] = add,
+) -> Adapter:
+    """Merge layer by layer, lazily.
 
-
-@torch.no_grad()
-def lift(merge_layer: LayerMerge, content: Adapter, style: Adapter, dtype: torch.dtype) -> Adapter:
-    """Merge layer by layer, each cast to `dtype` at once, so that only one is held in float32.
-
-    Returns
-    -------
-    Adapter
-        If layers were cut to a rank, its metadata has `relative_error`: Frobenius, over all layers together.
+    Parameters
+    ----------
+    merge_layer
+        (path, content, style) -> merged, all in float32. A layer that one adapter lacks has rank 0 there.
+    dtype
+        The dtype of the result.
+    rank
+        (r_c, r_s) -> rank of the merged layer.
 
     Raises
     ------
     UserError
         The adapters were made for different base models.
     """
-    layers: dict[str, Factors] = {}
-    lost, whole = [], []
-    for path, c, s in columns.pairs(content, style):
-        merged = merge_layer(path, *(Factors(factors.down.float(), factors.up.float()) for factors in (c, s)))
-        if isinstance(merged, Truncated):
-            lost.append(merged.lost)
-            whole.append(merged.whole)
-            merged = merged.factors
-        layers[path] = Factors(merged.down.to(dtype), merged.up.to(dtype))
-    error = math.sqrt(sum(lost) / (sum(whole) or 1.0))
-    metadata = {"relative_error": f"{error:.6g}"} if whole else {}
-    return Adapter(layers, metadata, rest=columns.carry(content, style, dtype))
+
+    @torch.no_grad()
+    def merge(path: str, c: Factors, s: Factors) -> Factors:
+        return merge_layer(path, c.to(torch.float32), s.to(torch.float32)).to(dtype)
+
+    layers = columns.merge_layers(merge, content.layers, style.layers, dtype, rank)
+    return Adapter(layers, unmerged=columns.add_unmerged(content, style, dtype))
+
+
+@torch.no_grad()
+def merge_truncated(
+    merge_layer: Callable[[str, Factors, Factors], Truncated], content: Adapter, style: Adapter, dtype: torch.dtype
+) -> Adapter:
+    """Merge as `merge_layerwise`, but at once: a file's header holds the error, which is known after the last layer.
+
+    Returns
+    -------
+    Adapter
+        Its metadata has `relative_error`: Frobenius, over all layers together.
+    """
+
+    def merge(path: str, c: Factors, s: Factors) -> Truncated:
+        cut = merge_layer(path, c.to(torch.float32), s.to(torch.float32))
+        return cut._replace(factors=cut.factors.to(dtype))
+
+    pairs = list(columns.pairs(content, style))
+    cuts = map_layers(merge, pairs)
+    error = math.sqrt(sum(cut.lost for cut in cuts) / (sum(cut.whole for cut in cuts) or 1.0))
+    return Adapter(
+        {path: cut.factors for (path, _, _), cut in zip(pairs, cuts, strict=True)},
+        {"relative_error": f"{error:.6g}"} if cuts else {},
+        columns.add_unmerged(content, style, dtype),
+    )

@@ -17,7 +17,6 @@ def direct(
     *,
     weights: tuple[float, float] = (1.0, 1.0),
     dtype: torch.dtype = torch.float32,
-    lazy: bool = False,
 ) -> Adapter:
     """w_c dW_c + w_s dW_s, exactly, by concatenation: peft's `cat`.
 
@@ -25,7 +24,7 @@ def direct(
     Raises `UserError` if the adapters were made for different base models.
     """
     require_weights("weights", weights)
-    return columns.merge(content, style, {}, default=weights, dtype=dtype, lazy=lazy)
+    return columns.merge(content, style, {}, default=weights, dtype=dtype)
 
 
 average = partial(direct, weights=(0.5, 0.5))

@@ -18,17 +18,16 @@ def merge(
     hypernet: HyperNetwork,
     constants: tuple[float, float] | None = None,
     dtype: torch.dtype = torch.float32,
-    lazy: bool = False,
 ) -> Adapter:
     """Merge by predicted coefficients on the guided projections and by constants on all other layers.
 
     Parameters
     ----------
     constants
-        (m_c, m_s) of key and value; None is those that the hypernetwork was trained with. The paper averages, (0.5,
-        0.5); its released code sums, (1, 1).
+        (m_c, m_s) of key and value; None takes those of the hypernetwork's training. The paper averages, (0.5, 0.5);
+        its released code sums, (1, 1).
     """
     constants = hypernet.constants if constants is None else constants
     require_weights("constants", constants)
     coefficients = hypernet.coefficients(content, style)
-    return columns.merge(content, style, coefficients, default=constants, dtype=dtype, lazy=lazy)
+    return columns.merge(content, style, coefficients, default=constants, dtype=dtype)

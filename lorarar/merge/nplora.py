@@ -1,4 +1,4 @@
-"""NP-LoRA (arXiv 2511.11051): the content's update keeps out of the directions that the style's update reads."""
+"""NP-LoRA (arXiv 2511.11051): the content's update leaves out the directions that the style's update reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merge import columns
-from lorarar.merge.layerwise import lift
+from lorarar.merge.layerwise import merge_layerwise
 from lorarar.merge.options import require
 from lorarar.merge.svd import decompose
 
@@ -18,7 +18,7 @@ def merge(
 ) -> Adapter:
     """dW_s + dW_c (I - mu / (1 + mu) V V^T), V (n_in, k) the right singular vectors of dW_s, k its rank.
 
-    Exact, of rank r_c + r_s: the projection changes down_c alone.
+    Exact, of rank r_c + r_s: the projection changes only down_c.
 
     Parameters
     ----------
@@ -42,4 +42,4 @@ def merge(
         vh = vh[sigma > sigma.norm() * max(vh.shape) * torch.finfo(sigma.dtype).eps]
         return columns.concatenate(Factors(c.down - strength * (c.down @ vh.T) @ vh, c.up), s)
 
-    return lift(merge_layer, content, style, dtype)
+    return merge_layerwise(merge_layer, content, style, dtype)

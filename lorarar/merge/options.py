@@ -1,4 +1,4 @@
-"""Checks of what a method is asked for: options may come from a command line or a file of settings."""
+"""Checks of a method's options, which may come from a command line or a file of settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lorarar.errors import UserError
 
 
 def require(name: str, value: Any, fits: Callable[[Any], bool], wanted: str) -> None:
-    """Raise `UserError` unless `value` fits, also where its type is one that cannot even be asked."""
+    """Raise `UserError` unless `value` fits; one of a type that the check cannot handle does not."""
     try:
         good = fits(value)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Every merging method, one row each. To add one, write its function beside this file and add its row."""
+"""Every merging method, one row each. To add one, write its function in this folder and add its row."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ class Method:
     Attributes
     ----------
     exact
-        Whether the result is one standard LoRA that equals the method's formula.
+        True if the result is one standard LoRA that equals the method's formula.
     needs
-        What beyond two adapters it takes: nothing, a trained hypernetwork (keyword `hypernet`), or a base model and
-        the reference images, from which `ziplora.optimise` finds the keyword `coefficients` and `joint.train` makes
-        the keyword `adapter`.
+        Inputs beyond two adapters: none, a trained hypernetwork (keyword `hypernet`), or a base model and the
+        reference images, from which `lorarar.training.ziplora.optimise` finds the keyword `coefficients` and
+        `lorarar.training.joint.train` makes the keyword `adapter`.
     merge
-        `(content, style, **options) -> Adapter`, or `Schedule`. All take `dtype`, that of the result, and some `lazy`.
+        `(content, style, **options) -> Adapter`, or `Schedule`. All take `dtype`, that of the result. The adapter's
+        layers may be lazy: `Adapter.computed` brings them into memory.
     schedule
-        Whether the result is a `klora.Schedule`, which gives an adapter for each denoising step.
+        True if the result is a `klora.Schedule`, which gives an adapter for each denoising step.
     """
 
     name: str
@@ -39,14 +40,9 @@ class Method:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the user may set, with its default: keywords of `merge` but those the benchmark or the command gives."""
+        """The options that a user may set, with their defaults: the keywords of `merge` that have one, except dtype."""
         parameters = inspect.signature(self.merge).parameters.values()
-        return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in ("dtype", "lazy")}
-
-    @property
-    def lazy(self) -> bool:
-        """Whether `merge` takes `lazy`, to leave it to `Adapter.save` to compute the layers."""
-        return "lazy" in inspect.signature(self.merge).parameters
+        return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "dtype"}
 
 
 METHODS: dict[str, Method] = {

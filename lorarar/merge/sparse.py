@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import copysign, sqrt
 from typing import Literal, get_args
@@ -12,10 +14,10 @@ from torch.nn.functional import pad
 
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge.layerwise import Truncated, lift
+from lorarar.merge.layerwise import Truncated, merge_layerwise, merge_truncated
 from lorarar.merge.options import require, require_rank, require_weights
 from lorarar.merge.svd import truncate
-from lorarar.randomness import generator
+from lorarar.randomness import generator, seeded
 
 Space = Literal["factors", "delta"]
 Majority = Literal["total", "frequency"]
@@ -55,23 +57,23 @@ class Sparse:
         density
             The share of entries that stay, in (0, 1].
         majority
-            What elects the sign: "total" magnitude, as published and the default, or the "frequency" of signs. Only
-            TIES and DARE-TIES take it.
+            The sign is elected by "total" magnitude, as published and the default, or by the "frequency" of signs.
+            Only TIES and DARE-TIES take it.
         space
             "factors" is peft's `add_weighted_adapter`, which LoRA.rar's comparison uses: down and up are merged
-            apart from each other, with the square root of the weight on each, so that the product has cross terms.
-            It equals peft's result if both adapters have one alpha / r, which is folded into `up` here. peft refuses
-            different ranks; here the smaller factors are filled up with zeros. "delta" is the published definition,
-            on dW itself, cut to `rank`.
+            separately, with the square root of the weight on each, so that the product has cross terms. It equals
+            peft's result if both adapters have one alpha / r, which is folded into `up` here. peft refuses different
+            ranks; here the smaller factors are padded with zeros. "delta" is the published definition, on dW itself,
+            cut to `rank`.
         rank
-            In the space "delta"; None is the layer's r_c + r_s, the size of the exact merges.
+            Only in the space "delta"; None is the layer's r_c + r_s, the rank of the exact merges.
         seed
-            Of DARE. Each layer has a stream of its own, so that its result does not depend on the others.
+            The seed of DARE. Each layer has a separate stream, so that its result does not depend on the others.
 
         Returns
         -------
         Adapter
-            In the space "delta", `relative_error` in its metadata tells what the rank left out.
+            In the space "delta", `relative_error` in its metadata is the share that the rank leaves out.
 
         Raises
         ------
@@ -91,24 +93,33 @@ class Sparse:
         elif majority is not None:
             raise UserError(f"majority {majority}: this method elects no sign; leave it out")
         if rank is not None and space == "factors":
-            raise UserError(f"rank {rank}: only the space delta is cut to a rank; leave it out, or choose that space")
+            raise UserError(f"rank {rank}: only works with space=delta; leave it out, or choose that space")
 
-        def combine(tensors: list[Tensor], scales: list[float]) -> Tensor:
+        def combine(*tensors: Tensor, scales: Sequence[float]) -> Tensor:
             options = [majority] if majority else []
-            return getattr(merge_utils, self.function)(tensors, torch.tensor(scales), density, *options)
+            return getattr(merge_utils, self.function)([*tensors], torch.tensor(scales), density, *options)
 
         roots = [sqrt(abs(weight)) for weight in weights]
         signed = [copysign(root, weight) for root, weight in zip(roots, weights, strict=True)]
 
-        def merge_layer(path: str, c: Factors, s: Factors) -> Factors | Truncated:
+        def merge_updates(path: str, c: Factors, s: Factors) -> Truncated:
+            with _stream(seed, path):
+                update = combine(c.delta, s.delta, scales=weights)
+            return truncate(update, rank or c.rank + s.rank)
+
+        def merge_factors(path: str, c: Factors, s: Factors) -> Factors:
             most = max(c.rank, s.rank)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(generator(seed, *path.encode()).initial_seed())
-                if space == "delta":
-                    return truncate(combine([c.delta, s.delta], [*weights]), rank or c.rank + s.rank)
+            with _stream(seed, path):
                 return Factors(
-                    combine([pad(down, (0, 0, 0, most - len(down))) for down in (c.down, s.down)], signed),
-                    combine([pad(up, (0, most - up.shape[1])) for up in (c.up, s.up)], roots),
+                    combine(*(pad(down, (0, 0, 0, most - len(down))) for down in (c.down, s.down)), scales=signed),
+                    combine(*(pad(up, (0, most - up.shape[1])) for up in (c.up, s.up)), scales=roots),
                 )
 
-        return lift(merge_layer, content, style, dtype)
+        if space == "delta":
+            return merge_truncated(merge_updates, content, style, dtype)
+        return merge_layerwise(merge_factors, content, style, dtype, rank=max)
+
+
+def _stream(seed: int, path: str) -> AbstractContextManager[None]:
+    """The layer's random numbers, which do not depend on other layers."""
+    return seeded(generator(seed, *path.encode()).initial_seed())

@@ -1,4 +1,4 @@
-"""How good the miniature world is: what a recogniser makes of its pictures, counted."""
+"""Measures the miniature world: a recogniser names its pictures, and right answers are counted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def checks(world: World, others: int) -> list[Check]:
 
     Parameters
     ----------
-    others : nouns beside its own on which each style is tried.
+    others : further nouns on which each style is tried.
     """
     nouns, catalog = list(world.nouns), world.catalog
     words = list(dict.fromkeys(style.words for style in catalog.styles.values()))

@@ -1,4 +1,4 @@
-"""The recogniser: names noun, style family, subject and style instance of a picture.
+"""The recogniser names noun, style family, subject and style of a picture.
 
 It measures how good the base and the LoRAs are while they are being made. Unlike the judges it has seen the
 bank's own subjects and styles, so it must never judge a merging method.
@@ -7,7 +7,6 @@ bank's own subjects and styles, so it must never judge a merging method.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.pocket.train.degradations import blurred_and_noisy, warped
-from lorarar.pocket.train.judge_datasets import HEADS, OTHER, UNKNOWN, Workshop
-from lorarar.pocket.train.judges import generators
-from lorarar.pocket.train.shards import Columns
-from lorarar.pocket.train.trainer import accelerator, fit
 from lorarar.scoring.images import Image, batches
 from lorarar.scoring.judges.verification import Trunk, as_tensor, half, statistics
+
+HEADS = ("noun", "family", "subject", "style")
+"""Questions that the recogniser answers."""
 
 
 class Network(nn.Module):
@@ -49,7 +45,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Recognition:
-    """What the recogniser takes a picture for."""
+    """The recogniser's answers about one picture."""
 
     noun: str
     family: str
@@ -102,63 +98,3 @@ class Recogniser:
             named = [[self.names[head][i] for i in column] for head, column in zip(HEADS, chosen, strict=True)]
             found += [Recognition(*row) for row in zip(*named, strict=True)]
         return found
-
-    def accuracy(self, columns: Columns) -> dict[str, float]:
-        """Share of right answers of every head, over the pictures that have that label; and of the family once
-        more, over those drawn in a look of no style of the bank.
-        """
-        found = self.recognise(columns["image"])
-        right = {head: np.array([getattr(one, head) for one in found]) == columns[head] for head in HEADS}
-        shares = {head: float(right[head][columns[head] != UNKNOWN].mean()) for head in HEADS}
-        unseen = (columns["style"] == OTHER) & (columns["family"] != "plain")
-        return shares | {"family_of_other_looks": float(right["family"][unseen].mean())}
-
-
-def train_recogniser(
-    shop: Workshop, out: Path, *, steps: int = 3000, batch: int = 96, count: int = 40000, rate: float = 2e-3
-) -> dict[str, float]:
-    """Train the recogniser on the bank's truth and on the base's own distribution; returns held-out
-    accuracies.
-    """
-    torch.manual_seed(shop.seed)
-    data, held_out = shop.labelled(count), shop.labelled(2000, held_out=shop.degrade)
-    names = {head: sorted(set(data[head].tolist()) - {UNKNOWN}) for head in HEADS}
-    numbers = {head: {name: number for number, name in enumerate(names[head])} | {UNKNOWN: -100} for head in HEADS}
-    labels = {head: torch.tensor([numbers[head][name] for name in data[head].tolist()]) for head in HEADS}
-    device = accelerator()
-    network = Network([len(names[head]) for head in HEADS]).to(device)
-
-    def draw(step: int) -> Sequence[Tensor]:
-        rng, generator = generators(shop.seed, step)
-        places = rng.integers(len(data["image"]), size=batch)
-        pixels = warped(as_tensor(data["image"][places]).to(device), generator)
-        return [blurred_and_noisy(pixels, generator), *(labels[head][places].to(device) for head in HEADS)]
-
-    def loss(pixels: Tensor, *answers: Tensor) -> Tensor:
-        parts = [
-            F.cross_entropy(logits.float(), answer, label_smoothing=0.05)
-            for logits, answer in zip(network(pixels), answers, strict=True)
-        ]
-        return torch.stack(parts).sum()
-
-    fit(
-        network,
-        draw,
-        loss,
-        name="recogniser",
-        steps=steps,
-        learning_rate=rate,
-        checkpoint=shop.work / "recogniser.pt",
-    )
-    network.cpu()
-    # Logit adjustment (Menon et al., 2021): every answer is as likely beforehand, "other" too, which most pictures are.
-    with torch.no_grad():
-        for linear, head in zip(network.heads, HEADS, strict=True):
-            known = labels[head][labels[head] >= 0]
-            linear.bias -= known.bincount(minlength=len(names[head])).log()  # type: ignore[operator]
-    recogniser = Recogniser(network, names)
-    recogniser.save(out)
-    shares = recogniser.accuracy(held_out)
-    write_json(out / "held_out.json", shares)
-    print(f"recogniser: {shares}", file=sys.stderr)
-    return shares

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lorarar.errors import UserError
-from lorarar.files import fingerprint, sha256
+from lorarar.files import folder_sha256, sha256
 from lorarar.scoring.images import Image, as_pil, batches, mean_cosine
 from lorarar.scoring.weights import hub, reason
 
@@ -92,10 +92,10 @@ class Clip:
         return cls(model, preprocess, tokenizer, device, (name, pretrained))
 
     def describe(self) -> dict[str, Any]:
-        """Checkpoint and preprocessing, to stand beside figures: peers differ in both."""
+        """Checkpoint and preprocessing, the provenance of figures: published ones differ in both."""
         name, pretrained = self.source or (None, None)
         if name is not None and Path(name).is_dir():
-            pretrained = f"sha256:{fingerprint(name)}"
+            pretrained = f"sha256:{folder_sha256(name)}"
         elif pretrained is not None and Path(pretrained).is_file():
             pretrained = f"sha256:{sha256(pretrained)}"
         return {

@@ -59,7 +59,7 @@ class Dino:
         return cls(model, processor, device, name)
 
     def describe(self) -> dict[str, Any]:
-        """Checkpoint and preprocessing, to stand beside figures: peers differ in both."""
+        """Checkpoint and preprocessing, the provenance of figures: published ones differ in both."""
         return {
             "model": self.source and str(self.source),
             "checkpoint": checkpoint(self.source, self.model),

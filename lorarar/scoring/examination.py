@@ -1,4 +1,4 @@
-"""How far a judge can be trusted: its answers about pairs of pictures whose answer is known, and CLIP's and DINO's."""
+"""Examines a judge, CLIP and DINO on pairs of pictures whose answer is known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ wrong pair is hard, or empty."""
 
 
 def questions(kind: Kind, pairs: Pairs) -> list[Question]:
-    """What a judge is asked about the pairs."""
+    """The questions about the pairs."""
     columns = (pairs["reference"], pairs["test"], pairs["words"].tolist())
     return [Question(kind, reference, test, words) for reference, test, words in zip(*columns, strict=True)]
 

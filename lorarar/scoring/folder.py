@@ -34,7 +34,7 @@ SEED = 0
 
 
 def verdicts() -> Path:
-    """Where verdicts are kept unless a folder is named."""
+    """The default folder of cached verdicts."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorarar" / "verdicts"
 
 
@@ -55,7 +55,7 @@ def score(
     device: str = "cpu",
     download: bool = False,
 ) -> dict[str, Any]:
-    """Score pictures, and write a row for each to `out` and what sums them up beside it, as `<out>.json`.
+    """Score pictures; write a row for each to `out` and the summary to `<out>.json`.
 
     Everything that can be wrong is looked at before the first picture is scored.
 
@@ -106,7 +106,7 @@ def score(
             _check_sizes(asked, pictures)
         asked = CachedJudge(asked, cache or verdicts())
         models["judge"] = asked.identity
-    scorers = backbones(clip, dino, device, download)
+    scorers = similarity_models(clip, dino, device, download)
     models |= {name: scorer.describe() for name, scorer in scorers.items()}
 
     tests, subjects, styles = (list(pictures.values()) for pictures in (given, of_subject, of_style))
@@ -184,7 +184,9 @@ def read_pictures(path: Path) -> dict[str, Image]:
     return pictures
 
 
-def backbones(clip: str | None, dino: str | None, device: str = "cpu", download: bool = False) -> dict[str, Any]:
+def similarity_models(
+    clip: str | None, dino: str | None, device: str = "cpu", download: bool = False
+) -> dict[str, Any]:
     """The CLIP and DINO models that are named, as `score` takes their names, under "clip" and "dino"."""
     from lorarar.scoring.clip import Clip
     from lorarar.scoring.dino import Dino

@@ -1,4 +1,4 @@
-"""Which weights a scorer runs on, and whether they may be fetched."""
+"""Identity of a scorer's weights, and permission to fetch them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lorarar.files import fingerprint
+from lorarar.files import folder_sha256
 
 
 def checkpoint(source: Path | str | None, model: Any) -> str | None:
     """The weights of a transformers model: SHA-256 of a folder's files, or the commit of a hub's model."""
     if source is None:
         return None
-    return f"sha256:{fingerprint(source)}" if Path(source).is_dir() else getattr(model.config, "_commit_hash", None)
+    return f"sha256:{folder_sha256(source)}" if Path(source).is_dir() else getattr(model.config, "_commit_hash", None)
 
 
 @contextmanager

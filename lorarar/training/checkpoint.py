@@ -20,7 +20,7 @@ SIZE = sha256().digest_size
 
 
 class Interrupted(Exception):
-    """A training was asked to stop. Its state is on disk, and the same call goes on from there."""
+    """A training was asked to stop. Its state is on disk, and the same call continues it."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Checkpoint:
             return state["step"]
         except UserError:
             raise
-        except Exception:  # a damaged file fails in as many ways as there are
+        except Exception:  # damaged files raise all kinds of errors
             raise UserError(f"{self.path}: not a state of this training; delete it to train from the start") from None
 
     def after(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -12,8 +13,8 @@ from torch.nn.functional import mse_loss
 from lorarar.diffusion.backbone import Backbone
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.randomness import generator
 from lorarar.training.checkpoint import Checkpoint
+from lorarar.training.loop import minimise
 from lorarar.training.references import References
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -51,7 +52,7 @@ def train_adapter(
     eight_bit_adam
         Keep AdamW's state in 8 bits, by bitsandbytes, as the released code does.
     checkpoint
-        Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit.
+        Keeps the state and continues from it. The result equals an uninterrupted run's, bit for bit.
     progress
         Called with (steps done, loss) after each step.
 
@@ -83,20 +84,24 @@ def train_adapter(
             parameter.data = parameter.data.float()
         optimizer = adam(parameters, lr=learning_rate)
         settings = {"rank": rank, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
-        start = checkpoint.resume(parameters, optimizer, settings) if checkpoint else 0
-        for step in range(start, steps):
-            draw = references.draw(backbone, batch_size, generator(seed, step))
+
+        @contextmanager
+        def loss_of(random: torch.Generator) -> Iterator[Tensor]:
+            draw = references.draw(backbone, batch_size, random)
             with backbone.checkpointed(gradient_checkpointing):
-                loss = mse_loss(backbone.predict(draw.latents, draw.timesteps, draw.conditioning), draw.target)
-                if not torch.isfinite(loss):
-                    raise UserError(f"the adapter's loss is not finite at step {step + 1}; lower its learning rate")
-                optimizer.zero_grad()
-                loss.backward()
-            optimizer.step()
-            if progress:
-                progress(step + 1, float(loss.detach()))
-            if checkpoint:
-                checkpoint.after(step + 1, parameters, optimizer, settings)
+                yield mse_loss(backbone.predict(draw.latents, draw.timesteps, draw.conditioning), draw.target)
+
+        minimise(
+            loss_of,
+            parameters,
+            optimizer,
+            name="the adapter",
+            steps=steps,
+            seed=seed,
+            settings=settings,
+            checkpoint=checkpoint,
+            after=(lambda step, loss: progress(step + 1, float(loss.detach()))) if progress else None,
+        )
         return _extract(unet)
     finally:
         unet.unload_lora()

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
-from lorarar.errors import UserError
-from lorarar.lora.adapter import Adapter
 from lorarar.merge import columns
 from lorarar.merge.hypernet import HyperNetwork
-from lorarar.randomness import generator
+from lorarar.training.loop import minimise
 from lorarar.training.objective import Fidelity, MergingLoss, Orthogonality, merging_loss
-from lorarar.training.references import References
+from lorarar.training.references import Entry
 
 if TYPE_CHECKING:
     from lorarar.diffusion.backbone import Backbone
     from lorarar.training.checkpoint import Checkpoint
 
 COLUMNS = ("total", "content", "style", "orthogonality")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A member of the LoRA bank: an adapter and the pictures it was trained on."""
-
-    adapter: Adapter
-    references: References
 
 
 def train(
@@ -49,7 +39,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, MergingLoss], None] | None = None,
 ) -> list[dict[str, float]]:
-    """Train `network` in place on content-style pairs drawn anew in each step.
+    """Train `network` in place on content-style pairs that each step draws.
 
     Parameters
     ----------
@@ -64,7 +54,7 @@ def train(
     gradient_checkpointing
         Trade time for memory, as SDXL at 1024 pixels needs.
     checkpoint
-        Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit: each
+        Keeps the state and continues from it. The result equals an uninterrupted run's, bit for bit: each
         step draws from its own stream, keyed by seed and step.
     progress
         Called with (steps done, losses) after each step.
@@ -93,15 +83,14 @@ def train(
     network.to(backbone.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     history = torch.zeros(steps, len(COLUMNS), dtype=torch.float64)
-    state = [*network.parameters(), history]
-    start = checkpoint.resume(state, optimizer, settings) if checkpoint else 0
-    for step in range(start, steps):
-        random = generator(seed, step)
+
+    @contextmanager
+    def loss_of(random: torch.Generator) -> Iterator[MergingLoss]:
         content = contents[int(torch.randint(len(contents), (), generator=random))]
         style = styles[int(torch.randint(len(styles), (), generator=random))]
         subject_lora, style_lora = (member.adapter.to(backbone.device) for member in (content, style))
         coefficients = network.coefficients(subject_lora, style_lora)
-        step_loss = merging_loss(
+        loss = merging_loss(
             backbone,
             subject_lora,
             style_lora,
@@ -113,20 +102,27 @@ def train(
             fidelity=fidelity,
             orthogonality=orthogonality,
         )
-        with backbone.checkpointed(gradient_checkpointing), step_loss as loss:
-            if not torch.isfinite(loss.total):
-                raise UserError(f"the hypernetwork's loss is not finite at step {step + 1}; lower its learning rate")
-            optimizer.zero_grad()
-            loss.total.backward()
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
-        optimizer.step()
+        with backbone.checkpointed(gradient_checkpointing), loss as terms:
+            yield terms
 
+    def after(step: int, loss: MergingLoss) -> None:
         history[step] = torch.stack(loss.detach())
         if progress:
             progress(step + 1, loss.detach())
-        if checkpoint:
-            checkpoint.after(step + 1, state, optimizer, settings)
+
+    minimise(
+        loss_of,
+        list(network.parameters()),
+        optimizer,
+        name="the hypernetwork",
+        steps=steps,
+        seed=seed,
+        settings=settings,
+        checkpoint=checkpoint,
+        further_state=(history,),
+        clip=clip,
+        after=after,
+    )
     network.cpu()
     rows = history.tolist()
     return [{"step": i, **dict(zip(COLUMNS, row, strict=True))} for i, row in enumerate(rows, start=1)]

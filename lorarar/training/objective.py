@@ -52,8 +52,8 @@ def merging_loss(
         |(D + L_m)(x_c, p_c) - (D + L_c)(x_c, p_c)|
         + |(D + L_m)(x_s, p_s) - (D + L_s)(x_s, p_s)| + lambda |m_c . m_s|
 
-    Gradients flow through `merged` and `coefficients` only. Go backward within the block, where `merged` is applied:
-    a checkpointed pass computes with it once more.
+    Gradients flow through `merged` and `coefficients` only. Call backward() inside the `with` block:
+    gradient checkpointing repeats the forward pass and needs `merged` applied.
 
     Parameters
     ----------

@@ -12,13 +12,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lorarar.errors import UserError
+from lorarar.lora.adapter import Adapter
 from lorarar.pictures import Picture
 
 if TYPE_CHECKING:
     from lorarar.diffusion.backbone import Backbone, Conditioning
 
 
-def fit(picture: Picture, resolution: int) -> Picture:
+def centre_crop(picture: Picture, resolution: int) -> Picture:
     """The picture's middle as a square of this many pixels a side; as it is, if that is what it is."""
     if picture.shape[:2] == (resolution, resolution):
         return picture
@@ -62,3 +63,11 @@ class References:
             self.conditioning[index],
             backbone.target(latents, noise, timesteps),
         )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A member of the LoRA bank: an adapter and the pictures it was trained on."""
+
+    adapter: Adapter
+    references: References

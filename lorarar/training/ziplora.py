@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
-from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
 from lorarar.merge import columns
-from lorarar.randomness import generator
+from lorarar.training.loop import minimise
 from lorarar.training.objective import Fidelity, MergingLoss, Orthogonality, merging_loss
 from lorarar.training.references import References
 
@@ -50,7 +50,7 @@ def optimise(
     gradient_checkpointing
         Trade time for memory, as SDXL at 1024 pixels needs.
     checkpoint
-        Where to keep the state and go on from. What comes out is what an uninterrupted run gives, bit for bit.
+        Keeps the state and continues from it. The result equals an uninterrupted run's, bit for bit.
     progress
         Called with (steps done, losses) after each step.
 
@@ -80,10 +80,10 @@ def optimise(
         "orthogonality": orthogonality,
         "seed": seed,
     }
-    start = checkpoint.resume(parameters, optimizer, settings) if checkpoint else 0
-    for step in range(start, steps):
-        random = generator(seed, step)
-        step_loss = merging_loss(
+
+    @contextmanager
+    def loss_of(random: torch.Generator) -> Iterator[MergingLoss]:
+        loss = merging_loss(
             backbone,
             content,
             style,
@@ -95,14 +95,18 @@ def optimise(
             fidelity=fidelity,
             orthogonality=orthogonality,
         )
-        with backbone.checkpointed(gradient_checkpointing), step_loss as loss:
-            if not torch.isfinite(loss.total):
-                raise UserError(f"ZipLoRA's loss is not finite at step {step + 1}; lower its learning rate")
-            optimizer.zero_grad()
-            loss.total.backward()
-        optimizer.step()
-        if progress:
-            progress(step + 1, loss.detach())
-        if checkpoint:
-            checkpoint.after(step + 1, parameters, optimizer, settings)
+        with backbone.checkpointed(gradient_checkpointing), loss as terms:
+            yield terms
+
+    minimise(
+        loss_of,
+        parameters,
+        optimizer,
+        name="ZipLoRA",
+        steps=steps,
+        seed=seed,
+        settings=settings,
+        checkpoint=checkpoint,
+        after=(lambda step, loss: progress(step + 1, loss.detach())) if progress else None,
+    )
     return {path: (m_c.detach().cpu(), m_s.detach().cpu()) for path, (m_c, m_s) in coefficients.items()}

@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorarar import pictures
+from lorarar.data.catalog import Style, Subject
+from stages.shared.base_model import Model
+from stages.shared.context import Context
 
 if TYPE_CHECKING:
-    from lorarar.data.catalog import Style, Subject
-    from lorarar.diffusion.backbone import Backbone
-    from lorarar.training.hypernet import Entry
-    from stages.shared.context import Context
+    from torch import Tensor
+
+    from lorarar.training.references import Entry
 
 
-def described(context: Context, member: Subject | Style) -> dict[str, Any]:
-    """What a task passes to `entry`."""
-    return {
-        "adapter": str(context.adapter(member)),
-        "images": [str(path) for path in context.pictures(member)],
-        "prompt": member.prompt,
-    }
+@dataclass(frozen=True)
+class Member:
+    """A subject or a style of the bank.
+
+    Attributes
+    ----------
+    adapter : file of its LoRA; None for tasks that read only its pictures.
+    images : files of its reference pictures.
+    prompt : the text that its LoRA is trained on.
+    """
+
+    adapter: str | None
+    images: tuple[str, ...]
+    prompt: str
+
+    def pixels(self, resolution: int) -> Tensor:
+        """Reference pictures, cropped and scaled: (N, 3, H, W) in [-1, 1]."""
+        from lorarar.diffusion.backbone import to_tensor
+        from lorarar.training.references import centre_crop
+
+        return to_tensor([centre_crop(pictures.read(path), resolution) for path in self.images])
+
+    @cache  # noqa: B019  (the tasks of a process share its members)
+    def load(self, model: Model, resolution: int) -> Entry:
+        """The adapter and the encoded pictures, loaded once in each process."""
+        from lorarar.lora.adapter import Adapter
+        from lorarar.training.references import Entry, References
+
+        assert self.adapter is not None
+        references = References.encode(model.load(), self.pixels(resolution), [self.prompt] * len(self.images))
+        return Entry(Adapter.load(self.adapter), references)
 
 
-def entry(model: Backbone, resolution: int, adapter: str, images: list[str], prompt: str) -> Entry:
-    """Load and encode one member, once in each process."""
-    return _entry(model, resolution, adapter, tuple(images), prompt)
-
-
-@cache
-def _entry(model: Backbone, resolution: int, adapter: str, images: tuple[str, ...], prompt: str) -> Entry:
-    from lorarar.diffusion.backbone import to_tensor
-    from lorarar.lora.adapter import Adapter
-    from lorarar.training.hypernet import Entry
-    from lorarar.training.references import References, fit
-
-    references = [fit(pictures.read(path), resolution) for path in images]
-    encoded = References.encode(model, to_tensor(references), [prompt] * len(references))
-    return Entry(Adapter.load(adapter), encoded)
+def bank_member(context: Context, entry: Subject | Style, adapter: bool = True) -> Member:
+    """A subject or a style with the files that earlier stages have made for it."""
+    images = tuple(str(path) for path in context.pictures(entry))
+    return Member(str(context.adapter(entry)) if adapter else None, images, entry.prompt)

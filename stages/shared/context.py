@@ -1,14 +1,16 @@
-"""What every stage knows: parameters, catalogue and where files are."""
+"""The frame of every stage: parameters, catalogue, paths, and the fan-out of its tasks."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+
+import yaml
 
 from lorarar.data.catalog import Catalog, Pair, Split, Style, Subject, pair_name
 from lorarar.data.controls import CONTROLS
@@ -16,14 +18,19 @@ from lorarar.errors import UserError
 from slurm.dry_run import show
 from slurm.local import cores
 from slurm.store import Store
-from slurm.task import Task, fingerprint
-from stages.shared.params import BaseSections, Params, Training, load
-
-if TYPE_CHECKING:
-    from lorarar.diffusion.backbone import Backbone
+from slurm.task import WORK, Task, paths_sha256
+from stages.shared.params import Params, load
 
 MINIMUM_FREE = 1 << 30
 """Bytes that a stage wants to find free: the whole chain of pocket, its cache included, fills less."""
+
+
+class Group(NamedTuple):
+    """Tasks of one kind, and the store of those that are done."""
+
+    store: Store
+    tasks: Sequence[Task]
+    description: str
 
 
 @dataclass(frozen=True)
@@ -32,26 +39,25 @@ class Context:
 
     params: Params
     catalog: Catalog
-    arguments: tuple[str, ...] = ()
     plan: bool = False
 
     @classmethod
-    def load(cls, arguments: Sequence[str] = (), plan: bool = False) -> Context:
-        """Read params.yaml and the catalogue, and see that there is room on the disk.
+    def load(cls, plan: bool = False) -> Context:
+        """Read params.yaml and the catalogue, and check that the disk has room.
 
         Parameters
         ----------
         plan
-            Let `fan_out` show what it would do instead of doing it.
+            Let `fan_out` show the tasks instead of running them.
 
         Raises
         ------
         UserError
-            Something is wrong with them, or the disk is full.
+            One of them has a mistake, or the disk is full.
         """
         catalog = Catalog.load()
         params = load(Path("params.yaml"), catalog)
-        context = cls(params, catalog.divided(params.evaluate.scheme), tuple(arguments), plan)
+        context = cls(params, catalog.divided(params.evaluate.scheme), plan)
         free = shutil.disk_usage(".").free
         if free < MINIMUM_FREE:
             raise UserError(f"{Path.cwd()}: only {free >> 20} MiB of disk free, {MINIMUM_FREE >> 20} needed; free some")
@@ -62,18 +68,18 @@ class Context:
         return self.params.base
 
     @property
-    def knobs(self) -> BaseSections:
-        """The parameters of the chosen base."""
+    def knobs(self) -> Any:
+        """The chosen recipe of params.yaml."""
         return self.params.chosen
 
     @property
     def drawn(self) -> bool:
-        """Whether the world is drawn, so that the right picture of every pair is known; else it is photographs."""
-        return self.knobs.base is not None
+        """True if the world is drawn, so that the right picture of every pair is known; else it is photographs."""
+        return self.params.bases[self.base].base is not None
 
     @property
     def methods(self) -> list[str]:
-        """What is evaluated, less the ceilings where the truth is not known."""
+        """The evaluated methods, without the ceilings where the truth is not known."""
         return [
             name
             for name in self.params.evaluate.methods
@@ -84,9 +90,14 @@ class Context:
     def workers(self) -> int:
         return self.params.workers or cores()
 
-    def workers_of(self, stage: str) -> int:
-        """Local worker processes: of a stage that wants a GPU one, as all of them would use the same."""
-        return self.params.workers or (1 if self.params.resources_of(stage).gpus else self.workers)
+    def workers_of(self, name: str) -> int:
+        """Local worker processes; one for tasks that need a GPU, as all of them would share it."""
+        return self.params.workers or (1 if self.params.jobs[name].gpus else self.workers)
+
+    @property
+    def work(self) -> Path:
+        """Finished tasks and temporary files."""
+        return WORK / self.base
 
     @property
     def data(self) -> Path:
@@ -139,60 +150,65 @@ class Context:
 
     def seed(self, *names: str | int) -> int:
         """A seed that belongs to these names alone, in [0, 2^31). The first one is the stage's."""
-        seed = self.params.seed + self.params.seeds.model_dump().get(str(names[0]), 0)
+        seed = self.params.seed + self.params.seeds.get(str(names[0]), 0)
         digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
         return int.from_bytes(digest[:4], "little") >> 1
 
-    def model(self, training: bool = False) -> dict[str, Any]:
-        """What `backbone` takes, in JSON values."""
-        knobs = self.knobs.backbone
-        dtype = knobs.training_dtype if training else knobs.dtype
-        return {"folder": str(self.data / "base"), "dtype": dtype, "training": training, "offload": knobs.offload}
+    def store(self, stage: str, *shared: Path, name: str = "", without: str = "-") -> Store:
+        """Finished tasks of a stage.
 
-    def dreambooth(self, knobs: Training) -> dict[str, Any]:
-        """Options of `train_adapter`: a section's, and how the base model is to be computed with."""
-        backbone = self.knobs.backbone
-        return {
-            **knobs.model_dump(),
-            "gradient_checkpointing": backbone.gradient_checkpointing,
-            "eight_bit_adam": backbone.eight_bit_adam,
-        }
+        Parameters
+        ----------
+        shared
+            Files that all of its tasks read.
+        name
+            Folder of the store, by default the stage's name.
+        without
+            Leave out the code below this path: it is run by other tasks of the stage.
+        """
+        code = [path for path in code_of(stage) if not path.startswith(without)]
+        return Store(self.work / (name or stage), paths_sha256([*map(present, code), *map(present, shared)]))
 
-    def store(self, stage: str, code: Sequence[str], *shared: Path) -> Store:
-        """Finished tasks of a stage: `code` are the sources they run, `shared` what all of them read."""
-        return Store(Path(".work") / self.base / stage, fingerprint([*map(present, code), *map(present, shared)]))
+    def fan_out(self, *groups: Group) -> list[dict[str, Path]]:
+        """Run the tasks that are not done yet with the executor of params.yaml.
 
-    def fan_out(
-        self,
-        store: Store,
-        function: Callable[..., None],
-        tasks: Mapping[str, tuple[dict[str, Any], Sequence[Path]]],
-        description: str,
-    ) -> dict[str, Path]:
-        """Do what is missing of name -> (arguments, files read), where params.yaml says; return each one's folder."""
-        listed = [
-            Task(name, arguments, [present(path) for path in reads]) for name, (arguments, reads) in tasks.items()
-        ]
-        stage = store.root.name
-        resources, executor = self.params.resources_of(stage), self.params.executor
+        Returns
+        -------
+        list of dict
+            For each group, name of a task -> the folder of its result.
+        """
+        for group in groups:
+            for path in (path for task in group.tasks for path in task.reads):
+                present(path)
+        executor = self.params.executor
+        asked = [(self.params.jobs[group.store.root.name], self.workers_of(group.store.root.name)) for group in groups]
         if self.plan:
-            show(store, function, listed, resources, executor, self.workers_of(stage), description)
+            for group, (resources, workers) in zip(groups, asked, strict=True):
+                show(group.store, group.tasks, resources, executor, workers, group.description)
             raise SystemExit(0)
         if executor == "inline":
             import torch
 
             torch.set_num_threads(1)  # as worker processes and jobs have, so that sums round alike
-        return store.run(function, listed, resources, description, executor, self.workers_of(stage))
+        return [
+            group.store.run(group.tasks, resources, group.description, executor, workers)
+            for group, (resources, workers) in zip(groups, asked, strict=True)
+        ]
+
+
+def code_of(stage: str) -> list[str]:
+    """The code that a stage runs: its dependencies in dvc.yaml that are modules or packages of this repository."""
+    deps = _stages(present("dvc.yaml").read_text(encoding="utf-8"))[stage]["deps"]
+    return [path for path in deps if path.startswith(("lorarar/", "stages/"))]
+
+
+@lru_cache(maxsize=1)
+def _stages(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text)["stages"]
 
 
 def present(path: Path | str) -> Path:
-    """The path, if there is something.
-
-    Raises
-    ------
-    UserError
-        There is nothing.
-    """
+    """Return the path if it exists; raise `UserError` otherwise."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; `dvc repro` makes it, `git checkout` restores what git keeps")
@@ -202,7 +218,7 @@ def present(path: Path | str) -> Path:
 def collect(out: Path, files: Mapping[str, Path]) -> None:
     """Make the folder `out` of copies: name inside it -> file or folder. It is replaced as a whole.
 
-    Copies, not links: whoever edits an out must not edit the finished task behind it.
+    Copies, not links: an edit of an output must not reach the finished task behind it.
     """
     hidden = out.with_name(f".{out.name}")
     shutil.rmtree(hidden, ignore_errors=True)
@@ -216,24 +232,6 @@ def collect(out: Path, files: Mapping[str, Path]) -> None:
             shutil.copyfile(source, target)
     shutil.rmtree(out, ignore_errors=True)
     hidden.rename(out)
-
-
-@cache
-def backbone(folder: str, dtype: str = "auto", training: bool = False, offload: bool = False) -> Backbone:
-    """The base model, loaded once in each process.
-
-    Parameters
-    ----------
-    dtype : to compute in, by its name in PyTorch; `auto` is what this machine does fastest.
-    training : `auto` has to do for training, too.
-    offload : keep on the GPU only what is at work.
-    """
-    import torch
-
-    from lorarar.diffusion.backbone import Backbone, best_dtype
-
-    chosen = best_dtype(training)[0] if dtype == "auto" else getattr(torch, dtype)
-    return Backbone.load(folder, chosen, offload=offload)
 
 
 def _listed(name: str, names: list[str] | None) -> bool:

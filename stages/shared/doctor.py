@@ -1,4 +1,4 @@
-"""Can this base be worked with here, and what will it cost? Looks, reckons, and starts nothing: `lorarar doctor`."""
+"""Checks of this machine, and a forecast of costs, before anything starts: `lorarar doctor`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from lorarar.scoring.judges import HUB_ID
 from slurm.fanout import choose
 from stages.shared.context import Context
 from stages.shared.forecast import COSTS, Cost, costs, gpu_gigabytes
-from stages.shared.integrity import shipped
+from stages.shared.integrity import verify_shipped
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     about: str
     ready: bool
@@ -34,7 +34,7 @@ class Finding:
 
 
 def examine(context: Context, download: bool = False) -> Iterator[Finding]:
-    """All that a run needs, one finding each. With `download`, what is missing is fetched first."""
+    """Check everything that a run needs; with `download`, fetch missing models first."""
     base = context.data / "base"
     world = context.data / "world.yaml"
     yield Finding("world", world.exists(), f"{world}{'' if world.exists() else ': no such file; restore it from git'}")
@@ -63,7 +63,7 @@ def _weights(context: Context, download: bool) -> str:
 
     base = context.data / "base"
     if not (base / hub.NAME).exists():
-        shipped(context.data)
+        verify_shipped(context.data)
         return f"{context.data}: shipped, as SHA256SUMS says"
     folder, variant = hub.locate(base, download)
     check_files(folder, variant, hub.fetch_command(base))
@@ -79,7 +79,7 @@ def _scorer(context: Context, kind: str, base: Path, download: bool) -> str:
     if (context.data / "judges" / name).is_dir():
         return f"{context.data / 'judges' / name}"
     if name.startswith("http"):
-        return f"{name}: a server, which is not looked at"
+        return f"{name}: a server, which is not checked"
     if kind == "clip":
         import open_clip
 
@@ -94,7 +94,7 @@ def _scorer(context: Context, kind: str, base: Path, download: bool) -> str:
 
 
 def _gpu(context: Context) -> Finding:
-    if not context.params.resources_of("bank").gpus:
+    if not context.params.jobs["bank"].gpus:
         return Finding("GPU", True, f"none needed; computes in {_dtype(context)}")
     wanted = f"about {gpu_gigabytes(context):.0f} GB of GPU memory needed"
     if torch.cuda.is_available():
@@ -115,8 +115,7 @@ def _dtype(context: Context) -> str:
 
 
 def _memory(context: Context) -> float:
-    resources = getattr(context.params.resources, context.base)
-    return max(getattr(resources, stage).memory_gb for stage in ("bank", "hypernet", "generate", "score"))
+    return max(job.memory_gb for job in context.params.jobs.values())
 
 
 def main() -> None:
@@ -128,31 +127,31 @@ def main() -> None:
     try:
         context = Context.load()
         if given.base:
-            if given.base not in type(context.params.bases).model_fields:
-                known = ", ".join(type(context.params.bases).model_fields)
-                raise UserError(f"--base {given.base}: no such base; known: {known}")
-            context = replace(context, params=context.params.model_copy(update={"base": given.base}))
-        found, reckoned = list(examine(context, given.download)), costs(context)
+            if given.base not in context.params.bases:
+                raise UserError(f"--base {given.base}: no such base; known: {', '.join(context.params.bases)}")
+            chosen = {"base": given.base, "recipe": context.params.bases[given.base].recipe}
+            context = replace(context, params=context.params.model_copy(update=chosen))
+        found, forecast = list(examine(context, given.download)), costs(context)
     except UserError as error:
         print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         sys.exit(1)
-    show(context, found, reckoned)
+    show(context, found, forecast)
     sys.exit(not all(finding.ready for finding in found))
 
 
-def show(context: Context, found: list[Finding], reckoned: list[Cost]) -> None:
+def show(context: Context, found: list[Finding], forecast: list[Cost]) -> None:
     """A line for each finding, a table of costs."""
     for finding in found:
         print(f"{'ok' if finding.ready else 'MISSING':8} {finding.about:12} {finding.says}")
-    unit = "GPU" if context.params.resources_of("bank").gpus else "core"
+    unit = "GPU" if context.params.jobs["bank"].gpus else "core"
     cost = Table("stage", "tasks", f"{unit} hours, estimated", "GB on disk")
-    for row in reckoned:
+    for row in forecast:
         cost.add_row(row.stage, str(row.tasks or ""), _hours(row.hours), f"{row.gigabytes:.1f}")
-    total = sum(row.hours or 0 for row in reckoned), sum(row.gigabytes for row in reckoned)
+    total = sum(row.hours or 0 for row in forecast), sum(row.gigabytes for row in forecast)
     cost.add_row("all", "", _hours(total[0]), f"{total[1]:.1f}")
     Console().print(cost)
     where = "as measured on one core of an AMD EPYC" if unit == "core" else "on an RTX 4090, of which none was measured"
-    print(f"Hours are {where}; {COSTS} says how they are reckoned. Sizes of LoRAs are exact, of pictures assumed.")
+    print(f"Hours are {where}; {COSTS} explains them. Sizes of LoRAs are exact, those of pictures are assumed.")
 
 
 def _hours(value: float | None) -> str:

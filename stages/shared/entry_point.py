@@ -1,41 +1,44 @@
-"""How every stage starts and ends: mistakes are one clear line each, and the exit status says how it went."""
+"""The entry point of every stage: a mistake ends in one clear line, and the exit status tells success."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 from lorarar.errors import UserError
 from lorarar.files import sweep
 from slurm.commands import ClusterError
-from slurm.job import name_of
 from slurm.monitor import cancel
-from slurm.task import TaskError
+from slurm.task import WORK, TaskError
 from stages.shared import integrity
 from stages.shared.context import Context
 
 
-def run(stage: Callable[[Context], None], *arguments: str) -> None:
+def run(stage: Callable[..., None], *arguments: str) -> None:
     """Call a stage with its context and exit: 0, 1 after an error, 130 after Ctrl-C.
 
     Parameters
     ----------
-    arguments : names of the positional arguments the stage takes on its command line.
+    arguments
+        Names of positional arguments on the command line, which the stage gets after the context.
     """
-    name = name_of(stage).partition(":")[0].rpartition(".")[2]
-    parser = argparse.ArgumentParser(prog=f"python -m stages.{name}")
-    parser.description = (sys.modules[stage.__module__].__doc__ or "").splitlines()[0]
+    # A script is the module `__main__`; its tasks travel to other processes under the module's own name.
+    module = sys.modules[stage.__module__]
+    full = module.__spec__.name if module.__spec__ else stage.__module__
+    stage, name = getattr(importlib.import_module(full), stage.__name__), full.rpartition(".")[2]
+    parser = argparse.ArgumentParser(prog=f"python -m {full}")
+    parser.description = (module.__doc__ or "").splitlines()[0]
+    parser.add_argument("--plan", action="store_true", help="show the tasks and where they would run, and do nothing")
+    parser.add_argument("--cancel", action="store_true", help="on Ctrl-C also cancel the jobs that are in the queue")
     for argument in arguments:
         parser.add_argument(argument)
-    parser.add_argument("--plan", action="store_true", help="show what would be done, and where, and do nothing")
-    parser.add_argument("--cancel", action="store_true", help="on Ctrl-C also cancel the jobs that are in the queue")
     given = parser.parse_args()
     # Libraries' remarks on how they load would bury the chain's own lines; workers inherit this.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -43,18 +46,18 @@ def run(stage: Callable[[Context], None], *arguments: str) -> None:
     # A polite kill ends as Ctrl-C does: workers are stopped, finished tasks are kept.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        context = Context.load([getattr(given, argument) for argument in arguments], given.plan)
-        if name != "base" and context.drawn:  # else nothing is shipped; and that stage makes what is
-            integrity.shipped(context.data)
-        if name not in ("base", "check") and "DVC_STAGE" not in os.environ and not context.plan:
-            integrity.made("@".join(filter(None, [name, "-".join(context.arguments)])))
-        for folder in (context.artifacts, context.results, Path(".work") / context.base):
+        context = Context.load(given.plan)
+        if name != "base" and context.drawn:  # else nothing is shipped; and that stage makes the shipped files
+            integrity.verify_shipped(context.data)
+        if name not in ("base", "preflight") and "DVC_STAGE" not in os.environ and not context.plan:
+            integrity.verify_outputs(name)
+        for folder in (context.artifacts, context.results, context.work):
             sweep(folder)
-        stage(context)
+        stage(context, *(getattr(given, argument) for argument in arguments))
     except KeyboardInterrupt:
         if given.cancel:
-            cancel(Path(".work"))
-        _end(130, "interrupted; finished work is kept, the same command goes on from there")
+            cancel(WORK)
+        _end(130, "interrupted; finished work is kept, and the same command continues")
     except (UserError, ClusterError) as error:
         _end(1, str(error))
     except TaskError as error:

@@ -1,4 +1,4 @@
-"""What each stage will take if nothing of it has been done yet, by data/costs.yaml."""
+"""Forecast of the cost of each stage, if nothing is done yet, from data/costs.yaml."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 import yaml
 
 from lorarar.data.controls import CONTROLS
-from lorarar.diffusion.flops import Counts
 from lorarar.merge.registry import METHODS
 from lorarar.scoring.judges import JudgePrompts
-from stages.shared import scoring_models
 from stages.shared.context import Context
-from stages.shared.schema import Merger, Training
+from stages.shared.flops import Counts
+from stages.shared.schema import Training
+from stages.shared.scoring_models import PROMPTS
+from stages.shared.trained import TRAINED
 
 COSTS = Path("data/costs.yaml")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage will take: `hours` of a GPU, or of a core for a base that wants none; None if nobody knows."""
+    """Forecast of a stage: `hours` of a GPU, or of a core for a base that needs none; None if unknown."""
 
     stage: str
     tasks: int
@@ -35,7 +36,7 @@ def costs(context: Context) -> list[Cost]:
     Files of `artifacts/` count twice, as DVC's cache has them too, unless it is set to links; what tasks made a third
     time, as finished tasks are kept.
     """
-    table, counts = reckoned(context)
+    table, counts = cost_table(context)
     assumed, measured = table["assumed"], table["measured"].get(context.base, {})
     knobs, methods = context.knobs, context.methods
     area = (knobs.backbone.resolution / 1024) ** 2
@@ -48,27 +49,23 @@ def costs(context: Context) -> list[Cost]:
     images = knobs.generate.images_per_pair * len(pairs) * len(methods)
     questions = sum(subject.images + 1 for subject, _ in pairs) * knobs.generate.images_per_pair * len(methods)
     # The judge in the paper's words is asked in stage score already.
-    rewordings = len(JudgePrompts.variants(scoring_models.PROMPTS)) - 1 + len(knobs.score.ranking.judges)
+    rewordings = len(JudgePrompts.variants(PROMPTS)) - 1 + len(knobs.score.ranking.judges)
     share = min(knobs.score.ranking.images / knobs.generate.images_per_pair, 1) * len(merging) / len(methods)
 
     def training(one: Training, pictures: int) -> float:
         return counts.training(one.steps, one.batch_size, checkpointing, pictures)
 
-    def fitting(one: Merger) -> float:
-        return counts.fitting(one.steps, one.batch_size, checkpointing, one.fidelity == "relative")
-
     bank = sum(training(knobs.bank.subject, s.images) for s in context.subjects)
     bank += len(context.styles) * training(knobs.bank.style, 1)
-    fits = len(pairs) * ("ziplora" in merging)
-    joints = len(pairs) * ("joint" in merging)
     picture = assumed["picture_mb"] * area / 1e3
     tasks = len(pairs) * len(methods)
     sampling = images * counts.sampling(knobs.generate.steps, knobs.generate.guidance)
-    rows = [
-        ("bank", len(members), bank, 3 * lora * len(members)),
-        ("hypernet", 1, fitting(knobs.hypernet), 0.0),
-        ("ziplora", fits, fits * fitting(knobs.ziplora), 0.0),
-        ("joint", joints, joints * training(knobs.joint, 0), 3 * lora * joints),
+    rows: list[tuple[str, int, float, float]] = [("bank", len(members), bank, 3 * lora * len(members))]
+    for row in TRAINED.values():
+        number = (len(pairs) if row.per_pair else 1) * (row.method in merging)
+        work = number * row.tflop(counts, getattr(knobs, row.name), checkpointing)
+        rows.append((row.name, number, work, 3 * lora * number * row.is_adapter))
+    rows += [
         ("merge", 0, 0.0, 2 * lora * merged * len(pairs)),
         ("generate", tasks, sampling, 3 * picture * images),
         ("score", tasks, questions * assumed["question"], 0.0),
@@ -86,15 +83,15 @@ def costs(context: Context) -> list[Cost]:
 
 
 def gpu_gigabytes(context: Context) -> float:
-    """Memory that a training step takes: weights, factors with gradients and AdamW's state, and activations."""
-    table, counts = reckoned(context)
+    """GPU memory of a training step: weights, factors with gradients and AdamW's state, and activations."""
+    table, counts = cost_table(context)
     knobs = context.knobs
     width = 4 if knobs.backbone.training_dtype == "float32" else 2
     held = counts.training_memory(knobs.bank.rank, width, knobs.backbone.eight_bit_adam)
     return held + table["assumed"]["activations_gb"]
 
 
-def reckoned(context: Context) -> tuple[dict[str, Any], Counts]:
-    """data/costs.yaml, and what it counts of the chosen base."""
+def cost_table(context: Context) -> tuple[dict[str, Any], Counts]:
+    """The content of data/costs.yaml, and its counts of the chosen base."""
     table = yaml.safe_load(COSTS.read_text(encoding="utf-8"))
     return table, Counts(**table["counted"][context.base])

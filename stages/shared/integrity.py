@@ -1,4 +1,4 @@
-"""Whether the files a stage reads are what was shipped, or what DVC has made: a flipped bit must not reach a table."""
+"""Checksums of what a stage reads: shipped files and outputs of DVC. A flipped bit must not reach a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lorarar.files import sha256
 LOCK, CACHE = Path("dvc.lock"), Path(".dvc/cache/files/md5")
 
 
-def shipped(data: Path) -> None:
+def verify_shipped(data: Path) -> None:
     """Compare every shipped file with `SHA256SUMS`.
 
     Raises
@@ -39,14 +39,14 @@ def shipped(data: Path) -> None:
             raise UserError(f"{path}: {_state(path)}; restore it with `git checkout {file}`")
 
 
-def made(stage: str) -> None:
-    """For a stage that is run by hand: compare what it reads of other stages with what `dvc.lock` says of it.
+def verify_outputs(stage: str) -> None:
+    """Compare the inputs of a stage that is run by hand with `dvc.lock`.
 
-    DVC does so itself, and makes anew what has changed.
+    DVC does so itself, and repeats the stages whose outputs have changed.
 
     Parameters
     ----------
-    stage : as dvc.lock calls it, such as `score@direct-test`. Of one that it does not have, everything is compared.
+    stage : a name in dvc.lock; for others, everything is compared.
 
     Raises
     ------
@@ -65,12 +65,12 @@ def made(stage: str) -> None:
 
 
 def _overlap(a: str, b: str) -> bool:
-    """Whether one path is the other or within it."""
+    """True if one path is the other or lies within it."""
     return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
 
 
 def _files(out: dict[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Files of an out with their MD5. Of a folder, DVC's cache has the list, if it keeps that folder at all."""
+    """Files of an output with their MD5. DVC's cache has the list of a folder, if it keeps that folder."""
     path, md5 = Path(out["path"]), out.get("md5", "")
     if not md5.endswith(".dir"):
         yield path, md5

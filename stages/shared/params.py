@@ -6,27 +6,97 @@ import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError, create_model, field_validator
 
 from lorarar.data.catalog import Catalog, pair_name
 from lorarar.data.controls import CONTROLS
 from lorarar.errors import UserError
 from lorarar.merge.registry import METHODS
 from lorarar.scoring.judges import HUB_ID
-from stages.shared.schema import Bases, BaseSections, EvaluatedSplit, Params, Training
-
-__all__ = ["BaseSections", "Params", "Training", "load"]
+from slurm.fanout import Executor
+from slurm.resources import Resources
+from stages.shared.schema import (
+    TRAINED_KNOBS,
+    BackboneKnobs,
+    Bank,
+    Base,
+    Evaluate,
+    EvaluatedSplit,
+    Generate,
+    Score,
+    Section,
+    Study,
+    Workers,
+)
 
 Key = tuple[Any, ...]
+FANNING_OUT = ("bank", *TRAINED_KNOBS, "generate", "judge", "score", "ranking", "quality")
+"""Names of what fans out: stages, and the rows of stage fit."""
+SEEDED = ("bank", *TRAINED_KNOBS, "generate")
+"""Names that `seeds` has."""
 ELSEWHERE = {
     "judge": ("an address or a name on the hub", re.compile(rf"https?://.+|{HUB_ID.pattern}")),
     "clip": ("NAME:TAG of open_clip", re.compile(r"[\w.-]+:[\w.-]+")),
     "dino": ("a name on the hub", HUB_ID),
 }
-"""How a model that is not shipped is named, in words and as a pattern."""
+"""Form of the names of models that are not shipped, in words and as a pattern."""
+
+
+class FixedSections(Section):
+    """The sections of a recipe that every method needs."""
+
+    backbone: BackboneKnobs
+    bank: Bank
+    merge: dict[str, dict[str, Any]]
+    generate: Generate
+    score: Score
+
+
+Recipe = create_model("Recipe", __base__=FixedSections, **{name: (knobs, ...) for name, knobs in TRAINED_KNOBS.items()})  # type: ignore[call-overload]
+
+
+class Params(Section):
+    """All of params.yaml. `workers` is None for one per core."""
+
+    base: str
+    recipe: str
+    seed: int = Field(ge=0)
+    seeds: dict[str, NonNegativeInt]
+    executor: Executor
+    workers: Workers
+    evaluate: Evaluate
+    headline_method: str
+    study: Study
+    bases: dict[str, Base]
+    recipes: dict[str, Recipe]  # type: ignore[valid-type]
+    resources: dict[str, dict[str, Resources]]
+
+    @field_validator("resources", mode="before")
+    @classmethod
+    def _spread_all(cls, given: Any) -> Any:
+        """Give each job the values of `all` that it does not change."""
+        if not isinstance(given, dict):
+            return given
+        spread = dict(given)
+        for base, jobs in given.items():
+            if isinstance(jobs, dict) and all(isinstance(job, dict) for job in jobs.values()):
+                if "all" not in jobs:
+                    raise ValueError(f"{base} needs `all`, which holds for every stage")
+                spread[base] = {name: jobs["all"] | jobs.get(name, {}) for name in (*jobs, *FANNING_OUT)}
+        return spread
+
+    @property
+    def jobs(self) -> dict[str, Resources]:
+        """Resources of the chosen base's jobs; a base without an entry takes its recipe's."""
+        return self.resources.get(self.base) or self.resources[self.recipe]
+
+    @property
+    def chosen(self) -> Any:
+        """The chosen recipe."""
+        return self.recipes[self.recipe]
 
 
 def load(path: Path, catalog: Catalog) -> Params:
@@ -58,7 +128,7 @@ def load(path: Path, catalog: Catalog) -> Params:
         params = Params.model_validate(content)
         problems += _contradictions(params, catalog)
     except ValidationError as error:
-        problems += [_explain(details) for details in error.errors()]
+        problems += [_explain(details) for details in error.errors() if _given(content, details["loc"])]
     if problems:
         placed = sorted((_line(tree, key), ".".join(map(str, key)), reason) for key, reason in problems)
         lines = [f"{path}:{line}: {key}: {reason}" for line, key, reason in placed]
@@ -84,15 +154,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def _unknown_names(content: dict[Any, Any], catalog: Catalog) -> Iterator[tuple[Key, str]]:
-    """Names of nothing: looked for in the file itself, so that they are told beside values of wrong types."""
+    """Unknown method, subject and style names. Checked on the raw YAML, so that they come together with type errors."""
     methods = [*METHODS, *CONTROLS]
     known: dict[Key, tuple[str, list[str]]] = {
         ("evaluate", "methods"): ("method", methods),
         ("study", "methods"): ("method", methods),
     }
-    for base in Bases.model_fields:
-        known["bases", base, "bank", "subjects"] = ("subject", list(catalog.subjects))
-        known["bases", base, "bank", "styles"] = ("style", list(catalog.styles))
+    recipes = content.get("recipes")
+    for name in recipes if isinstance(recipes, dict) else ():
+        known["recipes", name, "bank", "subjects"] = ("subject", list(catalog.subjects))
+        known["recipes", name, "bank", "styles"] = ("style", list(catalog.styles))
     for key, (kind, names) in known.items():
         value: Any = content
         for part in key:
@@ -102,39 +173,41 @@ def _unknown_names(content: dict[Any, Any], catalog: Catalog) -> Iterator[tuple[
 
 
 def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str]]:
-    """What is wrong although every value has its type."""
-    bases = list(Bases.model_fields)
-    if params.base not in bases:
-        yield ("base",), _unknown("base", params.base, bases)
+    """Mistakes in values that all have the right type."""
+    if params.base not in params.bases:
+        yield ("base",), _unknown("base", params.base, params.bases)
+        return
+    wanted = params.bases[params.base].recipe
+    for name, base in params.bases.items():
+        if base.recipe not in params.recipes:
+            yield ("bases", name, "recipe"), _unknown("recipe", base.recipe, params.recipes)
+            return
+    if params.recipe != wanted:
+        reason = f"base {params.base} goes with recipe {wanted}, not {params.recipe!r}; give `-S recipe={wanted}` too"
+        yield ("recipe",), reason
         return
     shipped = Path("data", params.base)
     if not (shipped / "base").is_dir():
         yield ("base",), f"{shipped / 'base'} is not there; restore it with `git checkout {shipped}`, or choose another"
+    for name in (*SEEDED, *params.seeds):
+        if name not in SEEDED:
+            yield ("seeds", name), _unknown("key here", name, SEEDED)
+        elif name not in params.seeds:
+            yield ("seeds", name), "is missing; add it"
     evaluate = params.evaluate
     yield from _names(("evaluate", "splits"), "split", evaluate.splits, get_args(EvaluatedSplit))
-    for name in bases:
-        base, key = getattr(params.bases, name), ("bases", name)
-        if base.base:  # drawn, so the judge can be examined
-            resources = getattr(params.resources, name)
-            if base.score.judge_questions is None:
-                yield (*key, "score", "judge_questions"), "is missing; add it"
-            for stage in ("judge", "quality"):
-                if getattr(resources, stage) is None:
-                    yield ("resources", name, stage), "is missing; add it"
-        for method, options in base.merge.items():
-            yield from _names((*key, "merge"), "method", [method], METHODS)
-            for option in options if method in METHODS else ():
-                if option not in METHODS[method].options:
-                    yield (*key, "merge", method, option), _unknown("option", option, METHODS[method].options)
-        yield from _names((*key, "hypernet", "guided"), "projection", base.hypernet.guided, None)
-        for kind, (form, pattern) in ELSEWHERE.items():
-            model = getattr(base.score, kind)
-            known = sorted(path.name for path in Path("data", name, "judges").glob("*"))
-            if not pattern.fullmatch(model) and model not in known:
-                yield (*key, "score", kind), f"{_unknown(kind, model, known)}, or give {form}"
+    if params.base not in params.resources and params.recipe not in params.resources:
+        yield ("resources",), f"needs an entry for {params.base} or for its recipe {params.recipe}; add it"
+    for name, jobs in params.resources.items():
+        for job in jobs:
+            if job not in ("all", *FANNING_OUT):
+                yield ("resources", name, job), _unknown("key here", job, ("all", *FANNING_OUT))
+    for name, recipe in params.recipes.items():
+        yield from _recipe(name, recipe, params)
 
-    if params.follow not in evaluate.methods:
-        yield ("follow",), f"{params.follow!r} is not among evaluate.methods; add it there, or follow one of them"
+    if params.headline_method not in evaluate.methods:
+        reason = f"{params.headline_method!r} is not among evaluate.methods; add it there, or name one of them"
+        yield ("headline_method",), reason
     try:
         catalog = catalog.divided(evaluate.scheme)
     except UserError as error:
@@ -143,7 +216,7 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
     bank = params.chosen.bank
     if not catalog.pairs("train", bank.subjects, bank.styles):
         reason = "the hypernetwork needs at least one subject and one style of the split train"
-        yield ("bases", params.base, "bank"), reason
+        yield ("recipes", params.recipe, "bank"), reason
     pairs = []
     for split in evaluate.splits:
         found = [pair_name(*pair) for pair in catalog.pairs(split, bank.subjects, bank.styles)]
@@ -155,6 +228,23 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
             yield ("evaluate", "pairs"), f"none of the split {split}; add one, or remove the split"
         pairs += found
     yield from _names(("evaluate", "pairs"), "pair of these splits", evaluate.pairs, pairs)
+
+
+def _recipe(name: str, recipe: Any, params: Params) -> Iterator[tuple[Key, str]]:
+    key, bases = ("recipes", name), [base for base, one in params.bases.items() if one.recipe == name]
+    if recipe.score.judge_questions is None and any(params.bases[base].base for base in bases):
+        yield (*key, "score", "judge_questions"), "is missing; add it"
+    for method, options in recipe.merge.items():
+        yield from _names((*key, "merge"), "method", [method], METHODS)
+        for option in options if method in METHODS else ():
+            if option not in METHODS[method].options:
+                yield (*key, "merge", method, option), _unknown("option", option, METHODS[method].options)
+    yield from _names((*key, "hypernet", "guided"), "projection", recipe.hypernet.guided, None)
+    for kind, (form, pattern) in ELSEWHERE.items():
+        model = getattr(recipe.score, kind)
+        known = sorted({path.name for base in bases for path in Path("data", base, "judges").glob("*")})
+        if not pattern.fullmatch(model) and model not in known:
+            yield (*key, "score", kind), f"{_unknown(kind, model, known)}, or give {form}"
 
 
 def _names(key: Key, kind: str, given: list[Any] | None, known: Any) -> Iterator[tuple[Key, str]]:
@@ -173,6 +263,11 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"no {kind} is called {name!r}; {hint}"
 
 
+def _given(content: Any, key: Key) -> bool:
+    """False for a value of `resources` that a job has from `all`: the mistake is reported there."""
+    return len(key) < 4 or key[0] != "resources" or key[3] in content["resources"][key[1]].get(key[2], {})
+
+
 def _explain(details: Any) -> tuple[Key, str]:
     """pydantic's finding in the user's terms."""
     key = details["loc"]
@@ -182,16 +277,26 @@ def _explain(details: Any) -> tuple[Key, str]:
     if details["type"] == "missing":
         return key, "is missing; add it"
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return key, f"{message}, not {details['input']!r}"
+    given = details["input"]
+    return key, message if isinstance(given, dict) else f"{message}, not {given!r}"
 
 
 def _fields(key: Key) -> list[str]:
     """Keys that the section at `key` may have."""
     model: Any = Params
     for part in key:
-        model = model.model_fields[part].annotation
-        model = next(iter(get_args(model)), model)  # of a section that may be left out
-    return list(model.model_fields)
+        if get_origin(model) is dict:  # bases, recipes and resources, by name
+            model = get_args(model)[1]
+        else:
+            model = model.model_fields[part].annotation
+            model = (
+                next((one for one in get_args(model) if one is not type(None)), model) if _optional(model) else model
+            )
+    return list(FANNING_OUT) if get_origin(model) is dict else list(model.model_fields)
+
+
+def _optional(annotation: Any) -> bool:
+    return type(None) in get_args(annotation)
 
 
 def _line(tree: Any, key: Key) -> int:

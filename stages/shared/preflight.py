@@ -1,4 +1,4 @@
-"""Before anything runs: is params.yaml right, are the shipped weights what they were, and is DVC able to go on?"""
+"""Checks before anything runs: params.yaml, the shipped weights, and a lock that a killed DVC has left."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from stages.shared.entry_point import run
 
 LOCKED = Path("requirements.lock")
 TABLE = Path(".dvc/tmp/rwlock")
-"""DVC's table of which process reads and writes what."""
+"""DVC's table of the processes that read and write outputs."""
 
 
 def main(context: Context) -> None:
-    """Loading the context has checked params.yaml and the catalogue, and `run` the weights that are shipped.
-
-    Those of a base that is only named must be on this machine.
-    """
+    """Check what `run` has not: the weights of a base that is only named must be on this machine."""
     base = context.data / "base"
     if (base / hub.NAME).exists():
         from lorarar.diffusion.backbone import check_files
@@ -41,7 +38,7 @@ def other_versions(lock: Path) -> list[str]:
         try:
             found = version(name)
         except PackageNotFoundError:
-            continue  # what is missed says so itself
+            continue  # an import will say so
         if found != expected:
             other.append(f"{name} {found} ({expected})")
     return other
@@ -71,7 +68,7 @@ def forget_killed(table: Path) -> None:
 
 
 def _runs_dvc(pid: int) -> bool:
-    """Whether the process is there and still the DVC it was: numbers of processes are used again."""
+    """True if the process is still that DVC: process numbers are used again."""
     try:
         return any("dvc" in word for word in psutil.Process(pid).cmdline())
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""What the stages before have left about every split, read once for the report."""
+"""Inputs of the report: what earlier stages have left about every split, read once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -19,20 +19,23 @@ import yaml
 from lorarar import pictures
 from lorarar.data.catalog import Split, Style, Subject, pair_name
 from lorarar.errors import UserError
+from lorarar.lora.adapter import Adapter
 from lorarar.merge.registry import METHODS
 from lorarar.report import claims, coefficients, failures, footprint, panels, ranking, tables, trust
 from lorarar.scoring.judges import Kind
 from lorarar.scoring.score_table import ByPair, Row, by_pair, read
 from slurm.local import cores
-from stages.shared import scoring_models, task_records
+from stages.shared import task_records
 from stages.shared.context import Context
+from stages.shared.scoring_models import model_names
+from stages.shared.trained import TRAINED, Trained
 
 PAPER_TABLES = ("table_1_mars2", "table_a2_standard_metrics")
 """MARS² and standard metrics on SDXL in data/paper_results.yaml."""
 
 
-class Reader:
-    """What the files of the stages before say, read once."""
+class ReportInputs:
+    """Files of the earlier stages, read once."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -158,59 +161,63 @@ class Reader:
         return look
 
     def _fitted(self, split: Split, metrics: Mapping[str, Any]) -> list[coefficients.Fitted]:
-        """Coefficients of the methods that have some; what they took goes into `times`."""
-        from lorarar.lora.adapter import Adapter
-        from lorarar.merge import columns
-        from lorarar.merge.hypernet import HyperNetwork
-
+        """Coefficients of the methods that have some; their costs go into `times`."""
         context = self.context
         pairs = {pair_name(*pair): pair for pair in context.pairs(split)}
+        members = {member.name: member for pair in pairs.values() for member in pair}
+        bank = {name: Adapter.load(context.adapter(member)) for name, member in members.items()}
+        adapters = {name: (bank[subject.name], bank[style.name]) for name, (subject, style) in pairs.items()}
         measured: dict[str, Any] = {}
         found = []
-        if "ziplora" in metrics:
-            fitted_to = {name: columns.load(context.artifacts / "ziplora" / f"{name}.safetensors") for name in pairs}
-            found.append(coefficients.Fitted.stack("ziplora", fitted_to))
-            measured["ziplora"] = {"parameters": _size(fitted_to)}
-            records = [record for record in self.records.get("ziplora", []) if record["name"] in pairs]
-            if records:
-                given = context.params.resources_of("ziplora")
-                # Processor time of one thread is the same on a busy machine; with a GPU or more threads it is no time.
-                clock = "cpu_seconds" if (given.gpus, given.cpus) == (0, 1) else "seconds"
-                measured["ziplora"]["seconds"] = footprint.quartiles([record[clock] for record in records])
-            if records and "generate" in self.records:
-                held, sampling = (
-                    median(record["memory_mb"] for record in those) for those in (records, self.records["generate"])
-                )
-                measured["ziplora"]["extra_mb"] = held - sampling
-        if "lorarar" in metrics:
-            loaded: dict[str, Adapter] = {}
-            for member in {member.name: member for pair in pairs.values() for member in pair}.values():
-                loaded[member.name] = Adapter.load(context.adapter(member))
-            hypernet = HyperNetwork.load(context.artifacts / "hypernet" / "hypernet.safetensors")
-            adapters = {name: (loaded[subject.name], loaded[style.name]) for name, (subject, style) in pairs.items()}
-            predicted, seconds = footprint.predicted(hypernet, adapters)
-            found.append(coefficients.Fitted.stack("lorarar", predicted))
-            measured["lorarar"] = {
-                "seconds": footprint.quartiles(seconds),
-                "parameters": sum(weight.numel() for weight in hypernet.parameters()),
-            }
-            added = footprint.extra(hypernet, *next(iter(adapters.values())))
-            if added is not None:
-                measured["lorarar"]["extra_mb"] = round(added, 1)
+        for row in TRAINED.values():
+            if row.method not in metrics or row.coefficients is None:
+                continue
+            folder = context.artifacts / row.name
+            if row.per_pair:
+                results = {name: row.load(folder / f"{name}.safetensors") for name in pairs}
+                of_pairs = {name: row.coefficients(results[name], *adapters[name]) for name in pairs}
+                measured[row.method] = {"parameters": _size(of_pairs), **self._training(row, pairs)}
+            else:
+                network = row.load(folder / f"{row.name}.safetensors")
+                of_pairs, seconds = footprint.predicted(network, adapters)
+                measured[row.method] = {
+                    "seconds": footprint.quartiles(seconds),
+                    "parameters": sum(weight.numel() for weight in network.parameters()),
+                }
+                added = footprint.extra(network, *next(iter(adapters.values())))
+                if added is not None:
+                    measured[row.method]["extra_mb"] = round(added, 1)
+            found.append(coefficients.Fitted.stack(row.method, of_pairs))
         self.times["splits"][split] = measured
         return found
+
+    def _training(self, row: Trained, pairs: Collection[str]) -> dict[str, Any]:
+        """Time and memory of a row's tasks on these pairs, as far as their records are here."""
+        measured: dict[str, Any] = {}
+        records = [record for record in self.records.get(row.name, []) if record["name"] in pairs]
+        if records:
+            given = self.context.params.jobs[row.name]
+            # One thread takes the same processor time on a busy machine; a GPU or several threads have only the clock.
+            clock = "cpu_seconds" if (given.gpus, given.cpus) == (0, 1) else "seconds"
+            measured["seconds"] = footprint.quartiles([record[clock] for record in records])
+        if records and "generate" in self.records:
+            held, sampling = (
+                median(record["memory_mb"] for record in those) for those in (records, self.records["generate"])
+            )
+            measured["extra_mb"] = held - sampling
+        return measured
 
     def _neighbours(
         self, split: Split, rows: Mapping[str, ByPair], resampling: tuple[int, int]
     ) -> list[failures.Neighbour]:
         """Nearest training neighbours, where the models that see them are files of the base."""
         context, methods = self.context, [method for method in rows if method in METHODS]
-        names = scoring_models.named(context)
-        if not methods or not all(Path(names[kind]).is_dir() for kind in ("clip", "dino")):
+        names = model_names(context)
+        if not methods or not all(Path(name).is_dir() for name in (names.clip, names.dino)):
             return []
-        from lorarar.scoring.folder import backbones
+        from lorarar.scoring.folder import similarity_models
 
-        models = backbones(names["clip"], names["dino"])
+        models = similarity_models(names.clip, names.dino)
         subjects, styles = zip(*context.pairs(split), strict=True)
         sides: list[tuple[Kind, Any, Sequence[Subject | Style], Sequence[Subject | Style]]] = [
             ("subject", models["dino"], subjects, context.subjects),
@@ -233,7 +240,7 @@ class Reader:
         return found
 
     def summary(self, splits: list[panels.Evidence]) -> list[tuple[str, str]]:
-        """What stands at the head of the page."""
+        """The head of the page."""
         context = self.context
         facts = [("World", f"`{context.base}`, seed {context.params.seed}, judge `{self.provenance.judge}`")]
         facts += [
@@ -251,7 +258,7 @@ class Reader:
         return facts
 
     def facts(self) -> list[tuple[str, str]]:
-        """How everything was made."""
+        """Provenance: commit, inputs, hours, software and parameters."""
         context = self.context
         outs = {
             Path(item["path"]).name: item["md5"][:12]
@@ -260,7 +267,7 @@ class Reader:
             if item["path"].startswith(str(context.artifacts)) and "generate" not in item["path"] and "md5" in item
         }
         hours, tasks = self.times["hours"], self.times["tasks"]
-        kept = [name for name in ("bank", "hypernet", "ziplora", "joint", "merge") if name in outs]
+        kept = [name for name in ("bank", *TRAINED, "merge") if name in outs]
         versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "peft"))
         facts = [
             ("Command", "`make repro`, or `dvc repro`"),
@@ -275,10 +282,7 @@ class Reader:
             ("Software", f"Python {sys.version.split()[0]}, {versions}; {cores()} cores"),
         ]
         for section, knobs in context.knobs.model_dump().items():
-            if section != "base":
-                facts.append(
-                    (f"params: {section}", "; ".join(f"`{key}` {_words(value)}" for key, value in knobs.items()))
-                )
+            facts.append((f"params: {section}", "; ".join(f"`{key}` {_words(value)}" for key, value in knobs.items())))
         return [(name, text) for name, text in facts if text]
 
 
@@ -296,7 +300,7 @@ def _words(value: Any) -> str:
 
 
 def _commit() -> str:
-    """The commit whose code made this, and whether there were changes beside it; nothing outside of git."""
+    """The commit whose code made this, and whether the tree had further changes; empty outside of git."""
     code = ["lorarar", "stages", "slurm", "data", "params.yaml", "dvc.yaml"]
 
     def git(*arguments: str) -> str:

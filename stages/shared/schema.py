@@ -1,4 +1,4 @@
-"""The sections of params.yaml: which knobs there are, and of which types."""
+"""Sections of params.yaml that more than one place names: their keys and types."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from lorarar.training.objective import Fidelity, Orthogonality
-from slurm.fanout import Executor
-from slurm.resources import Resources
 
 EvaluatedSplit = Literal["val", "test"]
 Judge = Literal["recogniser", "verification-subject", "verification-style", "clip", "dino"]
 
 
 def _all(value: Any) -> Any:
-    """Let `all` stand for None, which is not accepted itself."""
+    """Turn `all` into None, which is not accepted itself."""
     if value is None or (isinstance(value, str) and value != "all"):
         raise ValueError("should be `all` or a list of names")
     return None if value == "all" else value
@@ -32,7 +30,7 @@ Workers = Annotated[PositiveInt | None, BeforeValidator(_auto)]
 
 
 class Section(BaseModel):
-    """Knobs of one kind; unknown ones are errors."""
+    """Settings of one kind; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -45,22 +43,24 @@ class Training(Section):
     batch_size: PositiveInt
 
 
-class Base(Section):
-    """Making a drawn world's own weights, all from artwork."""
+class DrawnBase(Section):
+    """Training of a drawn world's base from artwork. A base with all four keys has its own VAE and judges."""
 
     pictures: PositiveInt
     unet_steps: PositiveInt
+    vae_steps: PositiveInt | None = None
+    judge_steps: dict[Judge, PositiveInt] | None = None
 
 
-class WholeBase(Base):
-    """The same where nothing is another base's."""
+class Base(Section):
+    """A world: its recipe and, if it is drawn, the training of its base."""
 
-    vae_steps: PositiveInt
-    judge_steps: dict[Judge, PositiveInt]
+    recipe: str
+    base: DrawnBase | None = None
 
 
 class BackboneKnobs(Section):
-    """How the base model is computed with. There is no float16 in training: its small gradients would vanish."""
+    """How the base model computes. Training has no float16: its small gradients would vanish."""
 
     resolution: PositiveInt
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
@@ -71,7 +71,7 @@ class BackboneKnobs(Section):
 
 
 class Bank(Section):
-    """Which adapters are trained, and how. `subjects` and `styles` are None for all."""
+    """The adapters that are trained, and how. `subjects` and `styles` are None for all."""
 
     subjects: Names
     styles: Names
@@ -81,7 +81,7 @@ class Bank(Section):
 
 
 class Merger(Training):
-    """Fitting coefficients by Eq. 3."""
+    """Fitting of coefficients by Eq. 3."""
 
     weight: float = Field(ge=0)
     fidelity: Fidelity
@@ -89,7 +89,7 @@ class Merger(Training):
 
 
 class Hypernet(Merger):
-    """Training the hypernetwork, Algorithm 1."""
+    """Training of the hypernetwork, Algorithm 1."""
 
     guided: list[Literal["to_q", "to_k", "to_v", "to_out.0"]] = Field(min_length=1)
     constants: tuple[float, float]
@@ -98,6 +98,10 @@ class Hypernet(Merger):
     context: Literal["none", "mean", "attention"]
     clip: PositiveFloat | None
     style_prompt: str = Field(min_length=1)
+
+
+TRAINED_KNOBS: dict[str, type[Training]] = {"hypernet": Hypernet, "ziplora": Merger, "joint": Training}
+"""Sections of a recipe for the rows of stages/shared/trained.py."""
 
 
 class Generate(Section):
@@ -110,7 +114,7 @@ class Generate(Section):
 
 
 class Ranking(Section):
-    """Who else ranks the methods, and by how many images of each pair."""
+    """Further judges that rank the methods, and the number of images of each pair that they see."""
 
     images: PositiveInt
     judges: dict[str, dict[str, Any]]
@@ -128,43 +132,13 @@ class Score(Section):
     ranking: Ranking
 
 
-class BaseSections(Section):
-    """All sections of one base; `base` only of one that is trained here."""
-
-    base: Base | None = None
-    backbone: BackboneKnobs
-    bank: Bank
-    hypernet: Hypernet
-    ziplora: Merger
-    joint: Training
-    merge: dict[str, dict[str, Any]]
-    generate: Generate
-    score: Score
-
-
-class WholeBaseSections(BaseSections):
-    """The same of a base that shares nothing with another."""
-
-    base: WholeBase | None = None
-
-
 class Evaluate(Section):
-    """What is compared, and on which pairs of which division. `pairs` is None for all."""
+    """The methods and pairs that are compared, and the division they are from. `pairs` is None for all."""
 
     methods: list[str] = Field(min_length=1)
     splits: list[EvaluatedSplit] = Field(min_length=1)
     pairs: Names
     scheme: str
-
-
-class Seeds(Section):
-    """Added to the seed of a stage."""
-
-    bank: int = Field(ge=0)
-    hypernet: int = Field(ge=0)
-    ziplora: int = Field(ge=0)
-    joint: int = Field(ge=0)
-    generate: int = Field(ge=0)
 
 
 class Study(Section):
@@ -175,59 +149,3 @@ class Study(Section):
     checks: int = Field(ge=0)
     raters: PositiveInt
     resamples: PositiveInt
-
-
-class Bases(Section):
-    """The worlds there are."""
-
-    pocket: WholeBaseSections
-    pocket_light: BaseSections
-    sdxl: BaseSections
-    koala: BaseSections
-
-
-class StageResources(Section):
-    """What a job of each stage that fans out asks of a cluster; two of them do so only where the truth is known."""
-
-    bank: Resources
-    hypernet: Resources
-    ziplora: Resources
-    joint: Resources
-    generate: Resources
-    judge: Resources | None = None
-    score: Resources
-    ranking: Resources
-    quality: Resources | None = None
-
-
-class BaseResources(Section):
-    """The same for every world."""
-
-    pocket: StageResources
-    pocket_light: StageResources
-    sdxl: StageResources
-    koala: StageResources
-
-
-class Params(Section):
-    """All of params.yaml. `workers` is None for one per core."""
-
-    base: str
-    seed: int = Field(ge=0)
-    seeds: Seeds
-    executor: Executor
-    workers: Workers
-    evaluate: Evaluate
-    follow: str
-    study: Study
-    bases: Bases
-    resources: BaseResources
-
-    def resources_of(self, stage: str) -> Resources:
-        """What a job of a stage asks of a cluster, in the base that is worked with."""
-        return getattr(getattr(self.resources, self.base), stage)
-
-    @property
-    def chosen(self) -> BaseSections:
-        """The sections of the base that is worked with."""
-        return getattr(self.bases, self.base)

@@ -116,17 +116,14 @@ class Cluster:
 PROJECT = '''
 """Tasks that take a while, step by step, and note what they do."""
 
-import json
 import os
 import signal
-import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.job import asked_to_stop
-from slurm.store import Store
-from slurm.resources import Resources
-from slurm.task import Task, TaskError, state
+from slurm.task import state
 
 
 def note(text):
@@ -134,39 +131,58 @@ def note(text):
         file.write(text + "\\n")
 
 
-def count(folder, name, seconds=1.0, fail=False, die=0, eat=0):
+@dataclass(frozen=True)
+class Count:
     """Count tenths of seconds, from where an earlier attempt was."""
-    memory = state(folder)
-    done = int(memory.read_text()) if memory.exists() else 0
-    note(f"begin {name} {done} {os.environ.get('SLURM_JOB_ID')} {os.getpid()}")
-    if fail:
-        print("what it says before it fails")
-        raise ValueError("it always fails")
-    if die and done < 5:
-        memory.write_text("5")
-        os.kill(os.getpid(), signal.SIGKILL)
-    if eat and int(os.environ["SLURM_MEM_PER_NODE"]) < eat:
-        print("slurmstepd: error: Detected 1 oom-kill event(s)", flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    for step in range(done, round(seconds * 10)):
-        time.sleep(0.1)
-        if asked_to_stop():
-            memory.write_text(str(step + 1))
-            note(f"stop {name} {step + 1}")
-            raise RuntimeError("asked to stop")
-    (folder / "number").write_text(str(round(seconds * 10)))
-    note(f"end {name}")
 
+    name: str
+    seconds: float = 1.0
+    fail: bool = False
+    die: int = 0
+    eat: int = 0
 
-if __name__ == "__main__":
-    settings = json.loads(sys.argv[1])
-    resources = {"minutes": 5, "memory_gb": 0.5, "cpus": 1, "gpus": 0, "parallel": 9, "retries": 2, "tasks_per_job": 1}
-    tasks = [Task(name, {"name": name, **arguments}) for name, arguments in settings["tasks"].items()]
-    try:
-        store = Store(Path(".work/lab/count"), "1")
-        store.run(count, tasks, Resources(**(resources | settings["resources"])), "count", "slurm")
-    except TaskError as error:
-        sys.exit(f"error: {error}")
+    def run(self, folder: Path) -> None:
+        memory = state(folder)
+        done = int(memory.read_text()) if memory.exists() else 0
+        note(f"begin {self.name} {done} {os.environ.get('SLURM_JOB_ID')} {os.getpid()}")
+        if self.fail:
+            print("what it says before it fails")
+            raise ValueError("it always fails")
+        if self.die and done < 5:
+            memory.write_text("5")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.eat and int(os.environ["SLURM_MEM_PER_NODE"]) < self.eat:
+            print("slurmstepd: error: Detected 1 oom-kill event(s)", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        for step in range(done, round(self.seconds * 10)):
+            time.sleep(0.1)
+            if asked_to_stop():
+                memory.write_text(str(step + 1))
+                note(f"stop {self.name} {step + 1}")
+                raise RuntimeError("asked to stop")
+        (folder / "number").write_text(str(round(self.seconds * 10)))
+        note(f"end {self.name}")
+'''
+MAIN = '''
+"""Send the tasks of the command line to the cluster."""
+
+import json
+import sys
+from pathlib import Path
+
+from slurm.resources import Resources
+from slurm.store import Store
+from slurm.task import Task, TaskError
+from work.tasks import Count
+
+settings = json.loads(sys.argv[1])
+resources = {"minutes": 5, "memory_gb": 0.5, "cpus": 1, "gpus": 0, "parallel": 9, "retries": 2, "tasks_per_job": 1}
+tasks = [Task(name, Count(name, **arguments)) for name, arguments in settings["tasks"].items()]
+try:
+    store = Store(Path(".work/lab/count"), "1")
+    store.run(tasks, Resources(**(resources | settings["resources"])), "count", "slurm")
+except TaskError as error:
+    sys.exit(f"error: {error}")
 '''
 
 
@@ -179,12 +195,13 @@ class Project:
         (folder / "work").mkdir()
         (folder / "work/__init__.py").touch()
         (folder / "work/tasks.py").write_text(PROJECT)
+        (folder / "work/__main__.py").write_text(MAIN)
 
     def begin(self, tasks: dict[str, dict[str, Any]], **resources: Any) -> subprocess.Popen[str]:
         """Start a driver."""
         settings = json.dumps({"tasks": tasks, "resources": resources})
         return subprocess.Popen(
-            [sys.executable, "-m", "work.tasks", settings],
+            [sys.executable, "-m", "work", settings],
             cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 

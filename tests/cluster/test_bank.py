@@ -37,12 +37,14 @@ def stage(folder: Path, name: str, executor: str) -> str:
 def test_bank_and_hypernetwork_from_slurm_equal_the_inline_ones_bit_for_bit(cluster: Cluster, tmp_path: Path) -> None:
     for name in ("data", "lorarar", "slurm", "stages"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     bank = {"subjects": ["dog", "vase", "dog8"], "styles": ["sticker", "line_drawing", "glowing"], "rank": 2}
-    params["bases"]["pocket"]["bank"] = {**bank, "subject": dict(TRAINING), "style": dict(TRAINING)}
+    params["recipes"]["pocket"]["bank"] = {**bank, "subject": dict(TRAINING), "style": dict(TRAINING)}
     params["resources"]["pocket"]["bank"] |= {"tasks_per_job": 1, "memory_gb": 2}
-    params["bases"]["pocket"]["hypernet"] |= {"steps": 3, "batch_size": 1}
+    params["recipes"]["pocket"]["hypernet"] |= {"steps": 3, "batch_size": 1}
     params["resources"]["pocket"]["hypernet"] |= {"memory_gb": 2}
+    params["evaluate"]["methods"], params["headline_method"] = ["lorarar"], "lorarar"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     stage(tmp_path, "images", "inline")
     stage(tmp_path, "bank", "inline")
@@ -56,9 +58,9 @@ def test_bank_and_hypernetwork_from_slurm_equal_the_inline_ones_bit_for_bit(clus
     assert len([script for script in scripts if not script.is_symlink()]) == 2, "six jobs, at five to an array"
 
     network = tmp_path / "artifacts/pocket/hypernet/hypernet.safetensors"
-    stage(tmp_path, "hypernet", "inline")
+    stage(tmp_path, "fit", "inline")
     inline_network = network.read_bytes()
     shutil.rmtree(tmp_path / ".work/pocket/hypernet")
     network.unlink()
-    stage(tmp_path, "hypernet", "slurm")
+    stage(tmp_path, "fit", "slurm")
     assert network.read_bytes() == inline_network

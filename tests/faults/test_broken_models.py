@@ -63,11 +63,14 @@ def test_an_adapter_that_holds_no_numbers_is_not_sampled(
     monkeypatch.chdir(tmp_path)
     catalog = Catalog.load(ROOT)
     pair = catalog.subjects["dog8"], catalog.styles["glowing"]
-    save_file(WRITERS["diffusers"](broken(adapters[0])._all), "dog8.safetensors")
+    layers = broken(adapters[0]).layers.items()
+    tensors = [WRITERS["diffusers"](f"unet.{path}", factors) for path, factors in layers]
+    save_file({key: tensor for of_layer in tensors for key, tensor in of_layer.items()}, "dog8.safetensors")
     adapters[1].save("glowing.safetensors")
     context: Any = SimpleNamespace(
         base="pocket",
         artifacts=Path("artifacts"),
+        work=Path(".work/pocket"),
         catalog=catalog,
         params=SimpleNamespace(evaluate=SimpleNamespace(methods=["direct"], splits=["test"])),
         knobs=SimpleNamespace(merge={}),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -38,36 +39,35 @@ def finished(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 MADE = {
     "reference picture of a subject": ("artifacts/pocket/images/subjects/dog8/02.png", "bank"),
-    "reference picture of a style": ("artifacts/pocket/images/styles/glowing/00.png", "hypernet"),
+    "reference picture of a style": ("artifacts/pocket/images/styles/glowing/00.png", "fit"),
     "adapter of the bank": ("artifacts/pocket/bank/dog8.safetensors", "merge"),
-    "adapter of the bank, in training": ("artifacts/pocket/bank/dog.safetensors", "hypernet"),
+    "adapter of the bank, in training": ("artifacts/pocket/bank/dog.safetensors", "fit"),
     "hypernetwork": ("artifacts/pocket/hypernet/hypernet.safetensors", "merge"),
-    "merged adapter": ("artifacts/pocket/merge/lorarar/dog8+glowing.safetensors", "generate lorarar test"),
-    "plan of what is sampled": ("artifacts/pocket/merge/lorarar/plan.json", "generate lorarar test"),
-    "generated picture": ("artifacts/pocket/generate/lorarar/test/dog8+glowing/01.png", "score lorarar test"),
+    "merged adapter": ("artifacts/pocket/merge/lorarar/dog8+glowing.safetensors", "generate"),
+    "plan of what is sampled": ("artifacts/pocket/merge/lorarar/plan.json", "generate"),
+    "generated picture": ("artifacts/pocket/generate/lorarar/test/dog8+glowing/01.png", "score"),
     "scores": ("artifacts/pocket/score/lorarar-test.parquet", "report"),
     "metrics": ("results/pocket/metrics/lorarar-test.json", "report"),
     "figures of the judge": ("results/pocket/judge.json", "report"),
 }
 SHIPPED = {
     "UNet": ("data/pocket/base/unet/diffusion_pytorch_model.safetensors", "bank"),
-    "VAE": ("data/pocket/base/vae/diffusion_pytorch_model.safetensors", "generate direct test"),
-    "tokenizer": ("data/pocket/base/tokenizer/tokenizer.json", "generate direct test"),
-    "judge": ("data/pocket/judges/verification/subject.safetensors", "score direct test"),
-    "CLIP": ("data/pocket/judges/clip/open_clip_model.safetensors", "score direct test"),
+    "VAE": ("data/pocket/base/vae/diffusion_pytorch_model.safetensors", "generate"),
+    "tokenizer": ("data/pocket/base/tokenizer/tokenizer.json", "generate"),
+    "judge": ("data/pocket/judges/verification/subject.safetensors", "score"),
+    "CLIP": ("data/pocket/judges/clip/open_clip_model.safetensors", "score"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MADE)
 def test_what_was_made(finished: Path, kind: str) -> None:
-    name, command = MADE[kind]
-    stage, *arguments = command.split()
+    name, stage = MADE[kind]
     path, before = finished / name, content(finished, "[ar]*/pocket/**/*")
     chance = random.Random(f"{SEED} {kind}")
     for _ in range(3):
         flip(path, chance)
-        status, output = call(finished, "python", "-m", f"stages.{stage}", *arguments)
+        status, output = call(finished, "python", "-m", f"stages.{stage}")
         assert status == 1 and "Traceback" not in output, output
         (line,) = (line for line in output.splitlines() if line.startswith("error: "))
         assert f"{name}: has changed since DVC made it; run `dvc repro`" in line
@@ -78,16 +78,14 @@ def test_what_was_made(finished: Path, kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SHIPPED)
 def test_what_is_shipped(finished: Path, kind: str) -> None:
-    name, command = SHIPPED[kind]
-    stage, *arguments = command.split()
+    name, stage = SHIPPED[kind]
     path, before = finished / name, content(finished, "[ar]*/pocket/**/*")
     whole = path.read_bytes()
     flip(path, random.Random(f"{SEED} {kind}"))
-    target = stage if not arguments else f"{stage}@{'-'.join(arguments)}"
     for run in (
         ["python", "-m", "stages.shared.preflight"],
-        ["python", "-m", f"stages.{stage}", *arguments],
-        ["dvc", "repro", target],
+        ["python", "-m", f"stages.{stage}"],
+        ["dvc", "repro", stage],
     ):
         status, output = call(finished, *run)
         assert status != 0 and "Traceback" not in output, output
@@ -112,7 +110,7 @@ def world(folder: Path, text: str) -> Path:
     kept.write_bytes(listing)
     stages = {
         "bank": {"outs": [{"path": "artifacts/bank", "md5": md5}]},
-        "score@direct-test": {"outs": [{"path": "results/metrics.json", "md5": hashlib.md5(b"{}").hexdigest()}]},
+        "score": {"outs": [{"path": "results/metrics.json", "md5": hashlib.md5(b"{}").hexdigest()}]},
         "merge": {"deps": [{"path": "artifacts/bank"}]},
         "report": {"deps": [{"path": "artifacts/bank/dog.bin"}, {"path": "results"}]},
     }
@@ -124,33 +122,37 @@ def test_a_stage_by_hand_reads_nothing_that_has_changed(tmp_path: Path, monkeypa
     made = world(tmp_path, "weights")
     monkeypatch.chdir(tmp_path)
     for stage in ("merge", "report", "new"):
-        integrity.made(stage)
+        integrity.verify_outputs(stage)
     flip(made, random.Random(SEED))
     for stage in ("merge", "report", "new"):
         with pytest.raises(UserError, match=r"artifacts/bank/dog\.bin: has changed since DVC made it; run `dvc repro`"):
-            integrity.made(stage)
-    integrity.made("bank")  # which makes it
+            integrity.verify_outputs(stage)
+    integrity.verify_outputs("bank")  # which makes it
     made.write_text("weights")
     (tmp_path / "results/metrics.json").unlink()
-    integrity.made("merge")  # which does not read it
+    integrity.verify_outputs("merge")  # which does not read it
     with pytest.raises(UserError, match=r"results/metrics\.json: is missing since"):
-        integrity.made("report")
+        integrity.verify_outputs("report")
 
 
 def test_a_finished_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store, task = Store(tmp_path / "store", "code"), Task("dog", {"text": "weights"})
-    again = [store.run(write, [task], RESOURCES, "bank", "inline")["dog"] for _ in range(2)]
+    store, task = Store(tmp_path / "store", "code"), Task("dog", Write("weights"))
+    again = [store.run([task], RESOURCES, "bank", "inline")["dog"] for _ in range(2)]
     assert again[0] == again[1]
     chance = random.Random(SEED)
     for name in ("text", ".task.json"):
         flip(again[0] / name, chance)
-        store.run(write, [task], RESOURCES, "bank", "inline")
+        store.run([task], RESOURCES, "bank", "inline")
         assert (again[0] / "text").read_text() == "weights"
     assert capsys.readouterr().out.count("damaged") >= 1
 
 
-def write(folder: Path, text: str) -> None:
-    (folder / "text").write_text(text)
+@dataclass(frozen=True)
+class Write:
+    text: str
+
+    def run(self, folder: Path) -> None:
+        (folder / "text").write_text(self.text)
 
 
 def test_the_state_of_a_training(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ MISTAKES = {
     "seed: 0 ": ("seed: none ", "seed: should be a valid integer"),
     "    - average\n": ("    - avrage\n", "evaluate.methods.1: no method is called 'avrage'; did you mean average?"),
     "pairs: all ": ("pears: all ", "evaluate.pears: no key here is called 'pears'; did you mean pairs?"),
-    "subjects: all ": ("subjects: [dgo8] ", "bases.pocket.bank.subjects.0: no subject is called 'dgo8'"),
-    "styles: all\n": ("styles: [glowy]\n", "bases.pocket.bank.styles.0: no style is called 'glowy'"),
-    "rank: 16 ": ("rank: 0 ", "bases.pocket.bank.rank: should be greater than 0, not 0"),
-    "steps: 200 ": ("steps: 0 ", "bases.pocket.bank.subject.steps: should be greater than 0, not 0"),
-    "guidance: 1.5 ": ("guidance: .nan ", "bases.pocket.generate.guidance: should be a finite number, not nan"),
+    "subjects: all ": ("subjects: [dgo8] ", "recipes.pocket.bank.subjects.0: no subject is called 'dgo8'"),
+    "styles: all\n": ("styles: [glowy]\n", "recipes.pocket.bank.styles.0: no style is called 'glowy'"),
+    "rank: 16 ": ("rank: 0 ", "recipes.pocket.bank.rank: should be greater than 0, not 0"),
+    "steps: 200 ": ("steps: 0 ", "recipes.pocket.bank.subject.steps: should be greater than 0, not 0"),
+    "guidance: 1.5 ": ("guidance: .nan ", "recipes.pocket.generate.guidance: should be a finite number, not nan"),
 }
 
 

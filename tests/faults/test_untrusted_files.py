@@ -86,7 +86,9 @@ def valid_adapters(folder: Path) -> list[bytes]:
         path: Factors(torch.randn(down, generator=generator), torch.randn(up, generator=generator))
         for path, (down, up) in shapes.items()
     }
-    adapter = Adapter({LAYERS[0]: made[LAYERS[0]]}, {"prompt": "a dog"}, rest={f"unet.{LAYERS[1]}": made[LAYERS[1]]})
+    adapter = Adapter(
+        {LAYERS[0]: made[LAYERS[0]]}, {"prompt": "a dog"}, unmerged={f"unet.{LAYERS[1]}": made[LAYERS[1]]}
+    )
     contents = []
     for format in ("diffusers", "kohya", "kohya-sgm", "peft"):
         adapter.save(folder / "valid.safetensors", format=format)
@@ -359,5 +361,5 @@ def test_votes_and_judges_name_no_file_from_elsewhere(
     monkeypatch.chdir(ROOT)
     params = tmp_path / "params.yaml"
     params.write_text(Path("params.yaml").read_text().replace("judge: verification", f"judge: '{name}'"))
-    with pytest.raises(UserError, match=r"params\.yaml:\d+: bases\.pocket\.score\.judge"):
+    with pytest.raises(UserError, match=r"params\.yaml:\d+: recipes\.pocket\.score\.judge"):
         load(params, Catalog.load())

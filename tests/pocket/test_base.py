@@ -1,4 +1,4 @@
-"""Training of the miniature base: packing, vocabulary, and one model trained by several processes."""
+"""Training of the miniature base: packing, vocabulary, and a pipeline of it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from torch import nn
 
 from lorarar.diffusion.vae import PackedAutoencoderKL
-from lorarar.pocket.train.base import build_networks, build_tokenizer, build_vae, on_all_cores, save_pipeline
-from lorarar.pocket.train.trainer import Team, fit
+from lorarar.pocket.train.base import build_networks, build_tokenizer, build_vae, save_pipeline
 from lorarar.pocket.world.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -57,40 +55,3 @@ def test_a_pipeline_of_it_loads_and_samples(tmp_path):
     assert isinstance(backbone.vae, PackedAutoencoderKL)
     (image,) = generate(backbone, None, "a dog in oil painting style", seeds=[0], steps=2, guidance=3)
     assert image.shape == (64, 64, 3)
-
-
-def _train(rank: int, workers: int, folder: Path) -> None:
-    """Fit a linear map; each member of the team draws its own batches."""
-    team = Team.meet(rank, workers, folder / "meet")
-    torch.manual_seed(0)
-    model = nn.Linear(4, 2)
-
-    def draw(step: int) -> list[torch.Tensor]:
-        return [torch.randn(8, 4, generator=team.generator(step))]
-
-    def loss(x: torch.Tensor) -> torch.Tensor:
-        return (model(x) - x[:, :2]).square().mean()
-
-    fit(model, draw, loss, name="map", steps=30, learning_rate=0.1, checkpoint=folder / "map.pt", bf16=False, team=team)
-    torch.save(model.state_dict(), folder / f"{rank}.pt")
-
-
-def test_a_team_trains_one_model_on_the_batches_of_all(tmp_path):
-    on_all_cores(_train, 2, tmp_path)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    _train(0, 1, alone)
-    assert not torch.equal(torch.load(alone / "0.pt", weights_only=True)["weight"], first["weight"])
-
-
-def test_rows_are_gathered_in_the_order_they_were_dealt(tmp_path):
-    on_all_cores(_gather, 2, tmp_path)
-    assert torch.load(tmp_path / "rows.pt", weights_only=True).tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def _gather(rank: int, workers: int, folder: Path) -> None:
-    rows = Team.meet(rank, workers, folder / "meet").gather(torch.arange(rank, 6, workers))
-    if rank == 0:
-        torch.save(rows, folder / "rows.pt")

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from lorarar.diffusion.backbone import Backbone
 from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
-from lorarar.files import fingerprint
+from lorarar.files import folder_sha256
 from lorarar.pocket.train import distilled
 from lorarar.training.dreambooth import PROJECTIONS
 from stages import base
 from stages.shared.context import Context
-from stages.shared.integrity import shipped
+from stages.shared.integrity import verify_shipped
 
 ROOT = Path(__file__).parents[2]
 POCKET, LIGHT = ROOT / "data/pocket", ROOT / "data/pocket_light"
@@ -69,11 +69,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_training_changes_the_student_alone_and_goes_on_where_it_was_cut_off(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    distilled.train(0, 1, work, POCKET / "base", steps=2, batch=4)
+    distilled.train(work, POCKET / "base", steps=2, batch=4)
     whole = load_file(work / "base" / UNET)
     start = load_file(POCKET / "base" / UNET)
     assert all(not torch.equal(whole[key], start[key]) for key in whole if key.endswith("to_q.weight"))
-    shipped(POCKET)
+    verify_shipped(POCKET)
 
     (work / "unet.pt").unlink()
     lesson, asked = distilled.lesson, []
@@ -86,8 +86,8 @@ def test_training_changes_the_student_alone_and_goes_on_where_it_was_cut_off(
 
     monkeypatch.setattr(distilled, "lesson", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        distilled.train(0, 1, work, POCKET / "base", steps=2, batch=4)
-    distilled.train(0, 1, work, POCKET / "base", steps=2, batch=4)
+        distilled.train(work, POCKET / "base", steps=2, batch=4)
+    distilled.train(work, POCKET / "base", steps=2, batch=4)
     assert len(asked) == 4, "the first step is not taken again; the last one asked for is the examination"
     again = load_file(work / "base" / UNET)
     assert all(torch.equal(again[key], whole[key]) for key in whole)
@@ -100,7 +100,7 @@ def test_all_else_is_pockets_own() -> None:
     assert all((LIGHT / "base" / path).samefile(POCKET / "base" / path) for path in files)
     # What tasks and checksums are made of sees through the links.
     for part in ("base/vae", "base/tokenizer", "judges"):
-        assert fingerprint(LIGHT / part) == fingerprint(POCKET / part)
+        assert folder_sha256(LIGHT / part) == folder_sha256(POCKET / part)
 
 
 def test_the_stage_adds_its_unet_to_what_is_shared(
@@ -121,7 +121,7 @@ def test_the_stage_adds_its_unet_to_what_is_shared(
     monkeypatch.chdir(tmp_path)
     context = Context.load()
     with pytest.raises(UserError, match=r"with `base: pocket_light` in params.yaml, `python -m stages.base` trains"):
-        shipped(context.data)
+        verify_shipped(context.data)
 
     def make(root: Path, teacher_folder: Path, work: Path, **_: object) -> Path:
         distilled.cut(teacher.unet).save_pretrained(work / "base/unet")
@@ -129,7 +129,7 @@ def test_the_stage_adds_its_unet_to_what_is_shared(
 
     monkeypatch.setattr(distilled, "make", make)
     base.main(context)
-    shipped(context.data)
+    verify_shipped(context.data)
     assert (context.data / "base/vae/config.json").is_symlink()
     (image,) = generate(Backbone.load(context.data / "base"), None, "a dog", seeds=[0], steps=1, guidance=1)
     assert image.shape == (64, 64, 3)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_critic import build_critic
 
 from lorarar.errors import UserError
-from lorarar.pocket.critic import build_critic
 from lorarar.scoring.images import as_pil
 from lorarar.scoring.judges import JudgePrompts, Question, Verdict, load_judge
 from lorarar.scoring.judges.critic import LlavaCritic, conversation, read_answer

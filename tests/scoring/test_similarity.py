@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from lorarar.errors import UserError
-from lorarar.files import fingerprint, sha256, write_json
+from lorarar.files import folder_sha256, sha256, write_json
 from lorarar.pocket.train.judges import clip_config
 from lorarar.pocket.world.vocabulary import word_tokenizer
 from lorarar.scoring.clip import Clip, clip_i, clip_t
@@ -192,20 +192,20 @@ def test_a_named_clip_takes_a_file_of_weights_too(random_named_clip, photographs
 
 def test_a_folder_is_described_by_its_files(random_clip_folder, random_dino_folder, tmp_path):
     clip, dino = Clip.load(random_clip_folder).describe(), Dino.load(random_dino_folder).describe()
-    assert clip["checkpoint"] == f"sha256:{fingerprint(random_clip_folder)}"
+    assert clip["checkpoint"] == f"sha256:{folder_sha256(random_clip_folder)}"
     assert clip["preprocessing"]["size"] == (64, 64) or clip["preprocessing"]["size"] == 64
-    assert dino["checkpoint"] == f"sha256:{fingerprint(random_dino_folder)}"
+    assert dino["checkpoint"] == f"sha256:{folder_sha256(random_dino_folder)}"
     assert dino["preprocessing"]["size"] == {"height": 64, "width": 64}
     write_json(tmp_path / "described.json", {"clip": clip, "dino": dino})
     for file in random_dino_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "described.json").unlink()
-    assert fingerprint(tmp_path) == fingerprint(random_dino_folder)
+    assert folder_sha256(tmp_path) == folder_sha256(random_dino_folder)
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "of_a_download").write_text("")
-    assert fingerprint(tmp_path) == fingerprint(random_dino_folder)
+    assert folder_sha256(tmp_path) == folder_sha256(random_dino_folder)
     (tmp_path / "config.json").rename(tmp_path / "other.json")
-    assert fingerprint(tmp_path) != fingerprint(random_dino_folder)
+    assert folder_sha256(tmp_path) != folder_sha256(random_dino_folder)
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from tiny_critic import Softened
 
 from lorarar.errors import UserError
 from lorarar.pocket.train import judge_datasets
-from lorarar.pocket.train.degradations import Redrawn, RoundTrip, Softened
+from lorarar.pocket.train.degradations import Redrawn, RoundTrip
 from lorarar.pocket.train.judge_datasets import HEADS, OTHER, UNKNOWN, Workshop
 from lorarar.pocket.world.world import KEEPS_COLOR, World
 

@@ -1,11 +1,13 @@
-"""A project that uses a Slurm in the test's own process."""
+"""A project that uses a Slurm in the test's process."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-import submitit
 from fake_slurm import FakeSlurm
 from submitit.core import utils
 
@@ -17,11 +19,18 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeSlurm:
     (tmp_path / "project" / "package").mkdir(parents=True)
     (tmp_path / "project" / "package" / "__init__.py").touch()
     monkeypatch.chdir(tmp_path / "project")
-    slurm = FakeSlurm()
+    slurm, folder, real = FakeSlurm(), tmp_path / "bin", utils.CommandFunction
+    folder.mkdir()
+    for name in ("sbatch", "srun"):
+        (folder / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+    def command(words: list[str], **options: Any) -> Any:
+        ours = shutil.which(words[0]) == str(folder / words[0])
+        return (lambda: slurm.command(words)) if ours else real(words, **options)
+
+    monkeypatch.setattr(utils, "CommandFunction", command)
     monkeypatch.setattr(commands, "_call", slurm.call)
-    monkeypatch.setattr(commands.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", classmethod(lambda _: 2))
-    monkeypatch.setattr(utils, "CommandFunction", lambda words, **_: lambda: slurm.command(words))
     monkeypatch.setattr(cluster.time, "sleep", slurm.sleep)
     monkeypatch.setattr(cluster.time, "monotonic", lambda: slurm.clock)
     monkeypatch.setattr(job, "listen", lambda: None)

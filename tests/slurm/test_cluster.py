@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,30 @@ ROOT = Path(".work/lab/texts")
 SMALL = Resources(minutes=10, memory_gb=2, cpus=1, gpus=0, parallel=100, retries=2, tasks_per_job=1)
 
 
-def write(folder: Path, text: str) -> None:
-    with open("ran", "a") as file:
-        file.write(f"{text} ")
-    if text == "bad":
-        raise ValueError("bad text")
-    if text == "wrong":
-        raise UserError("a.png: no such picture; make it")
-    if text == "big" and not Path("more").exists():
-        Path("more").touch()
-        raise MemoryError
-    if text == "disk" and not Path("again").exists():
-        Path("again").touch()
-        raise OSError("stale file handle")
-    (folder / "text").write_text(text)
+@dataclass(frozen=True)
+class Write:
+    text: str
+
+    def run(self, folder: Path) -> None:
+        with open("ran", "a") as file:
+            file.write(f"{self.text} ")
+        if self.text == "bad":
+            raise ValueError("bad text")
+        if self.text == "wrong":
+            raise UserError("a.png: no such picture; make it")
+        if self.text == "big" and not Path("more").exists():
+            Path("more").touch()
+            raise MemoryError
+        if self.text == "disk" and not Path("again").exists():
+            Path("again").touch()
+            raise OSError("stale file handle")
+        (folder / "text").write_text(self.text)
 
 
 def run(*texts: str, description: str = "texts", **resources: Any) -> dict[str, Path]:
-    tasks = [Task(text, {"text": text}) for text in texts]
+    tasks = [Task(text, Write(text)) for text in texts]
     asked = SMALL.model_copy(update=resources)
-    return Store(ROOT, "1").run(write, tasks, asked, description, "slurm")
+    return Store(ROOT, "1").run(tasks, asked, description, "slurm")
 
 
 def ran() -> list[str]:

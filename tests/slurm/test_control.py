@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,18 @@ ROOT = Path(".work/lab/texts")
 SMALL = Resources(minutes=10, memory_gb=2, cpus=1, gpus=0, parallel=100, retries=0, tasks_per_job=2)
 
 
-def write(folder: Path, text: str) -> None:
-    if text == "bad":
-        raise ValueError("bad text")
-    (folder / "text").write_text(text)
+@dataclass(frozen=True)
+class Write:
+    text: str
+
+    def run(self, folder: Path) -> None:
+        if self.text == "bad":
+            raise ValueError("bad text")
+        (folder / "text").write_text(self.text)
 
 
 def tasks(number: int) -> list[Task]:
-    return [Task(f"t{index}", {"text": str(index)}) for index in range(number)]
+    return [Task(f"t{index}", Write(str(index))) for index in range(number)]
 
 
 def command(*words: str) -> str:
@@ -64,7 +69,7 @@ def test_status_counts_done_running_queued_and_failed_tasks_and_says_why_some_wa
     seen: list[str] = []
     fake.at_once, fake.on_wait = 2, look
     with pytest.raises(TaskError):
-        Store(ROOT, "").run(write, [Task("bad", {"text": "bad"}), *tasks(6)], SMALL, "texts", "slurm")
+        Store(ROOT, "").run([Task("bad", Write("bad")), *tasks(6)], SMALL, "texts", "slurm")
     assert row(seen[0])[:6] == ["texts", "3", "1", "2", "1", "0"]
     assert row(seen[0])[6].endswith("min")
     assert "texts: bad failed; python -m slurm logs bad" in seen[0]
@@ -78,7 +83,7 @@ def journal_keys() -> Any:
 
 def test_a_task_that_an_interrupted_local_run_has_not_begun_is_seen_as_that(fake: FakeSlurm) -> None:
     with pytest.raises(TaskError):
-        Store(ROOT, "").run(write, [Task("bad", {"text": "bad"}), *tasks(2)], SMALL, "texts", "inline")
+        Store(ROOT, "").run([Task("bad", Write("bad")), *tasks(2)], SMALL, "texts", "inline")
     assert row(command("status"))[:6] == ["texts", "0", "0", "0", "0", "3"]
 
 
@@ -87,12 +92,12 @@ def test_plan_shows_what_is_to_do_the_script_and_an_estimate(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     store = Store(ROOT, "")
-    dry_run.show(store, write, tasks(3), SMALL, "slurm", 1, "texts")
+    dry_run.show(store, tasks(3), SMALL, "slurm", 1, "texts")
     assert "not known yet" in capsys.readouterr().out
-    store.run(write, tasks(3), SMALL, "texts", "inline")
+    store.run(tasks(3), SMALL, "texts", "inline")
     capsys.readouterr()
     before = sorted(Path(".work").rglob("*"))
-    dry_run.show(store, write, tasks(15), SMALL, "slurm", 1, "texts")
+    dry_run.show(store, tasks(15), SMALL, "slurm", 1, "texts")
     output = capsys.readouterr().out
     assert row(output)[:5] == ["texts", "15", "3", "12", "slurm"]
     assert row(output)[5].startswith("0.0")
@@ -105,14 +110,14 @@ def test_plan_shows_what_is_to_do_the_script_and_an_estimate(
 def test_logs_prints_the_log_of_a_tasks_last_job(fake: FakeSlurm) -> None:
     fake.fates = ["FAILED"]
     with pytest.raises(TaskError):
-        Store(ROOT, "").run(write, tasks(2), SMALL, "texts", "slurm")
+        Store(ROOT, "").run(tasks(2), SMALL, "texts", "slurm")
     assert command("logs", "t0") == "the log of t0\n"
     with pytest.raises(ClusterError, match="t9: no job with a log"):
         CliRunner().invoke(app, ["logs", "t9"], catch_exceptions=False)
 
 
 def test_efficiency_compares_asked_and_used(fake: FakeSlurm) -> None:
-    Store(ROOT, "").run(write, tasks(4), SMALL, "texts", "slurm")
+    Store(ROOT, "").run(tasks(4), SMALL, "texts", "slurm")
     cells = row(command("efficiency"))
     assert cells[:3] == ["texts", "4", "0.0 / 10 min"]
     assert cells[3].endswith("/ 2 GB") and cells[4].endswith("/ 1")
@@ -127,7 +132,7 @@ def test_ten_thousand_tasks_are_planned_and_shown_in_seconds_and_little_memory(
     planned = store.plan(tasks(number))
     journal.begin("texts", planned, "slurm", SMALL)
     for task in planned[:20]:
-        perform(write, task)
+        perform(task)
     keys = [task.key for task in planned]
     for start in range(0, number, 2000):
         elements = [keys[at : at + 2] for at in range(start, start + 2000, 2)]
@@ -136,7 +141,7 @@ def test_ten_thousand_tasks_are_planned_and_shown_in_seconds_and_little_memory(
         ids = [f"{start}_{index}" for index in range(1000)]
         fake.jobs |= {job: Job(job, array.name, array.folder, 0, reason="Priority") for job in ids}
     begin = time.process_time()
-    dry_run.show(store, write, tasks(number), SMALL, "slurm", 1, "texts")
+    dry_run.show(store, tasks(number), SMALL, "slurm", 1, "texts")
     planning = time.process_time() - begin
     begin = time.process_time()
     (shown,) = monitor.progress(Path(".work"))
@@ -156,14 +161,14 @@ def test_ten_thousand_tasks_are_planned_and_shown_in_seconds_and_little_memory(
 
 def test_auto_is_slurm_where_sbatch_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     for answer, expected in ((True, "slurm"), (False, "local")):
-        monkeypatch.setattr(fanout.queue, "answers", lambda answer=answer: answer)
+        monkeypatch.setattr(fanout.commands, "answers", lambda answer=answer: answer)
         assert fanout.choose("auto") == expected and fanout.choose("inline") == "inline"
 
 
 def test_a_controller_that_stays_away_is_one_line(fake: FakeSlurm) -> None:
     fake.away = 1000
     with pytest.raises(ClusterError, match=r"controller does not answer .*; wait for it, or set `executor: local`"):
-        Store(ROOT, "").run(write, tasks(1), SMALL, "texts", "slurm")
+        Store(ROOT, "").run(tasks(1), SMALL, "texts", "slurm")
 
 
 def test_the_example_of_a_site_is_one() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from slurm.fanout import Executor
 from slurm.local import call_all
 from slurm.resources import Resources
 from slurm.store import Store
-from slurm.task import RECORD, Changed, Task, TaskError, fingerprint, perform, read_record, state
+from slurm.task import RECORD, Changed, Task, TaskError, Work, paths_sha256, perform, read_record, state
 
 ROOT = Path(__file__).parents[2]
 SMALL = Resources(minutes=1, memory_gb=1, cpus=1, gpus=0, parallel=2, retries=1, tasks_per_job=1)
@@ -31,13 +34,30 @@ def refuse(number: int) -> int:
     return number
 
 
-def write(folder: Path, text: str) -> None:
-    (folder / "text").write_text(text)
-    if text == "bad":
-        raise ValueError("bad text")
+@dataclass(frozen=True)
+class Write:
+    text: str
+
+    def run(self, folder: Path) -> None:
+        (folder / "text").write_text(self.text)
+        if self.text == "bad":
+            raise ValueError("bad text")
 
 
-def die() -> None:
+class Other(Write):
+    """The same fields, but another class."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    source: Path
+    to: Write
+
+    def run(self, folder: Path) -> None:
+        shutil.copyfile(self.source, folder / self.to.text)
+
+
+def die(number: int) -> int:
     os._exit(7)
 
 
@@ -48,6 +68,29 @@ def test_results_come_in_the_order_of_the_tasks_from_single_thread_workers() -> 
     assert {result[1] for result in results} == {"1"}
     assert os.getpid() not in {result[2] for result in results}
     assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def workers(number: int, calls: int) -> set[int]:
+    return {pid for *_, pid in call_all({str(n): {"number": n} for n in range(calls)}, square, number, "squares")}
+
+
+def test_workers_stay_for_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first,) = workers(3, 1)
+    second = workers(3, 4)
+    assert first in second | workers(3, 4) and len(second) <= 3
+    alone = workers(1, 4)
+    assert len(alone) == 1 and first not in alone, "another number of workers is another pool"
+    assert workers(1, 1) == alone
+    monkeypatch.chdir(tmp_path)
+    assert workers(1, 1) != alone, "relative paths would be those of the former folder"
+
+
+@pytest.mark.parametrize("end", [refuse, die])
+def test_after_an_error_no_worker_stays(end: Callable[..., int]) -> None:
+    (before,) = workers(1, 1)
+    with pytest.raises(TaskError):
+        call_all({"1": {"number": 1}}, end, 1, "errors")
+    assert not alive(before) and workers(1, 1) != {before}
 
 
 def test_no_task_starts_no_worker() -> None:
@@ -63,12 +106,30 @@ def test_the_first_error_is_one_line_that_names_the_task() -> None:
 
 def test_a_worker_that_dies_is_an_error_not_a_hang() -> None:
     with pytest.raises(TaskError, match="a worker process died"):
-        call_all({"only": {}}, die, 1, "deaths")
+        call_all({"only": {"number": 1}}, die, 1, "deaths")
 
 
 def run(root: Path, *texts: str, code: str = "1", executor: Executor = "inline", reads: list[Path] | None = None):
-    tasks = [Task(text, {"text": text}, reads or []) for text in texts]
-    return Store(root, code).run(write, tasks, SMALL, "texts", executor)
+    tasks = [Task(text, Write(text), reads or []) for text in texts]
+    return Store(root, code).run(tasks, SMALL, "texts", executor)
+
+
+def test_a_task_is_known_by_its_class_and_its_fields() -> None:
+    def key(work: Work) -> str:
+        return Store(Path(), "1").plan([Task("a", work)])[0].key
+
+    copy = Copy(Path("a"), Write("b"))
+    works: list[Work] = [Write("a"), Write("b"), Other("a"), copy, replace(copy, source=Path("b"))]
+    assert len({key(work) for work in [*works, replace(copy, to=Write("a"))]}) == 6
+    assert key(copy) == key(Copy(Path("a"), Write("b")))
+    with pytest.raises(TypeError):
+        key(Copy({"no": "JSON"}, {"a", "set"}))  # type: ignore[arg-type]
+
+
+def test_work_that_other_processes_cannot_import_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Write, "__module__", "__main__")
+    with pytest.raises(TypeError, match=r"^dog: Write is a class of the running script .*; import it from its module$"):
+        Task("dog", Write("a"))
 
 
 def test_the_store_does_only_what_is_missing(tmp_path: Path) -> None:
@@ -128,63 +189,71 @@ def test_a_finished_task_is_known_by_its_complete_and_checksummed_output(
 def test_an_input_edited_after_the_plan_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "input"
     source.write_text("planned")
-    (task,) = Store(tmp_path / "store", "").plan([Task("a", {"text": "a"}, [source])])
+    (task,) = Store(tmp_path / "store", "").plan([Task("a", Write("a"), [source])])
     source.write_text("edited")
     with pytest.raises(Changed, match="run the stage again"):
-        perform(write, task)
+        perform(task)
     assert not task.folder.exists()
 
 
 def test_a_second_attempt_of_a_finished_task_does_nothing(tmp_path: Path) -> None:
     folder = run(tmp_path, "a")["a"]
     stamp = (folder / "text").stat().st_mtime_ns
-    perform(write, Task("a", {"text": "other"}, folder=folder, inputs=fingerprint([])))
+    perform(Task("a", Write("other"), folder=folder, inputs=paths_sha256([])))
     assert (folder / "text").stat().st_mtime_ns == stamp
 
 
-def keep_state(folder: Path) -> None:
-    before = state(folder).read_text() if state(folder).exists() else ""
-    state(folder).write_text(before + "x")
-    if len(before) < 2:
-        raise ValueError("interrupted")
-    (folder / "text").write_text(before)
+@dataclass(frozen=True)
+class KeepState:
+    def run(self, folder: Path) -> None:
+        before = state(folder).read_text() if state(folder).exists() else ""
+        state(folder).write_text(before + "x")
+        if len(before) < 2:
+            raise ValueError("interrupted")
+        (folder / "text").write_text(before)
 
 
 def test_the_state_of_a_task_outlives_its_attempts_and_goes_when_it_is_done(tmp_path: Path) -> None:
     store = Store(tmp_path, "")
     for _ in range(2):
         with pytest.raises(TaskError):
-            store.run(keep_state, [Task("a", {})], SMALL, "states", "inline")
-    folder = store.run(keep_state, [Task("a", {})], SMALL, "states", "inline")["a"]
+            store.run([Task("a", KeepState())], SMALL, "states", "inline")
+    folder = store.run([Task("a", KeepState())], SMALL, "states", "inline")["a"]
     assert (folder / "text").read_text() == "xx"
     assert not state(folder).exists()
 
 
-def test_fingerprint_sees_names_and_contents(tmp_path: Path) -> None:
+def test_the_hash_of_paths_sees_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     (tmp_path / "b").write_text("2")
-    first = fingerprint([tmp_path])
-    assert first == fingerprint([tmp_path])
+    first = paths_sha256([tmp_path])
+    assert first == paths_sha256([tmp_path])
     (tmp_path / "a").rename(tmp_path / "c")
-    assert fingerprint([tmp_path]) != first
+    assert paths_sha256([tmp_path]) != first
 
 
 INTERRUPTED = """
 import sys, time
+from dataclasses import dataclass
 from pathlib import Path
 from slurm.store import Store
 from slurm.resources import Resources
 from slurm.task import Task
 
-def work(folder, seconds):
-    (folder / "pid").write_text(str(__import__("os").getpid()))
-    time.sleep(seconds)
+@dataclass(frozen=True)
+class Sleep:
+    seconds: int
+
+    def run(self, folder):
+        (folder / "pid").write_text(str(__import__("os").getpid()))
+        time.sleep(self.seconds)
 
 if __name__ == "__main__":
-    tasks = [Task(str(seconds), {"seconds": seconds}) for seconds in (0, 600, 601)]
+    from script import Sleep  # not that of __main__
+    tasks = [Task(str(seconds), Sleep(seconds)) for seconds in (0, 600, 601)]
     small = Resources(minutes=1, memory_gb=1, cpus=1, gpus=0, parallel=2, retries=1, tasks_per_job=1)
     try:
-        Store(Path(sys.argv[1]), "").run(work, tasks, small, "sleep", "local", 2)
+        Store(Path(sys.argv[1]), "").run(tasks, small, "sleep", "local", 2)
     except KeyboardInterrupt:
         sys.exit(130)
 """

@@ -31,7 +31,8 @@ def nothing_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def context(base: str, **evaluate: object) -> Context:
     loaded = Context.load()
     changed = loaded.params.evaluate.model_copy(update=evaluate)
-    return replace(loaded, params=loaded.params.model_copy(update={"base": base, "evaluate": changed}))
+    chosen = {"base": base, "recipe": loaded.params.bases[base].recipe, "evaluate": changed}
+    return replace(loaded, params=loaded.params.model_copy(update=chosen))
 
 
 def test_what_is_shipped_is_ready() -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chain import Change, change, content, fail, make, succeed
@@ -94,7 +95,7 @@ def test_another_run_gives_the_same_whatever_else_is_run_and_wherever(finished: 
 
 
 def test_one_more_subject_trains_one_more_adapter(world: Path) -> None:
-    change(world, lambda params: params["bases"]["pocket"]["bank"]["subjects"].append("can"))
+    change(world, lambda params: params["recipes"]["pocket"]["bank"]["subjects"].append("can"))
     before = content(world, "artifacts/pocket/bank/*")
     output = succeed(world, "dvc", "repro", "bank")
     assert "bank: 6 of 7 were done before" in output
@@ -116,9 +117,9 @@ def test_what_was_deleted_or_spoilt_is_made_again_from_finished_work(world: Path
     [
         (lambda p: p.update(sed=1), "params.yaml:1: sed: no key here is called 'sed'; did you mean seed?"),
         (lambda p: p["evaluate"]["methods"].append("lorarrar"), "no method is called 'lorarrar'"),
-        (lambda p: p["bases"]["pocket"]["bank"]["subjects"].append("dgo"), "no subject is called 'dgo'"),
-        (lambda p: p["bases"]["pocket"]["bank"]["styles"].append("glow"), "no style is called 'glow'"),
-        (lambda p: p["bases"]["pocket"]["bank"].update(rnak=2), "pocket.bank.rnak: no key here"),
+        (lambda p: p["recipes"]["pocket"]["bank"]["subjects"].append("dgo"), "no subject is called 'dgo'"),
+        (lambda p: p["recipes"]["pocket"]["bank"]["styles"].append("glow"), "no style is called 'glow'"),
+        (lambda p: p["recipes"]["pocket"]["bank"].update(rnak=2), "pocket.bank.rnak: no key here"),
     ],
 )
 def test_a_mistake_in_params_is_one_clear_line(world: Path, edit: Change, expected: str) -> None:
@@ -140,11 +141,11 @@ def spoil(path: Path) -> None:
         ("artifacts/pocket/bank/dog8.safetensors", Path.unlink, ["merge"]),
         ("artifacts/pocket/images/subjects/dog8/02.png", Path.unlink, ["bank"]),
         ("artifacts/pocket/images/styles/glowing/00.png", spoil, ["bank"]),
-        ("artifacts/pocket/merge/lorarar/dog8+glowing.safetensors", spoil, ["generate", "lorarar", "test"]),
+        ("artifacts/pocket/merge/lorarar/dog8+glowing.safetensors", spoil, ["generate"]),
         (
             "artifacts/pocket/generate/lorarar/test/dog8+glowing/00.png",
             Path.unlink,
-            ["score", "lorarar", "test"],
+            ["score"],
         ),
         ("data/pocket/base/unet/diffusion_pytorch_model*.safetensors", spoil, ["bank"]),
         ("results/pocket/metrics/lorarar-test.json", spoil, ["report"]),
@@ -156,14 +157,48 @@ def test_a_missing_or_corrupt_file_is_named_in_one_line(
 ) -> None:
     (path,) = world.glob(file)
     spoiled(path)
-    fail(world, path.relative_to(world).as_posix(), "python", "-m", f"stages.{stage[0]}", *stage[1:])
+    fail(world, path.relative_to(world).as_posix(), "python", "-m", f"stages.{stage[0]}")
+
+
+ROW = {
+    "lorarar/merge/registry.py": "from dataclasses import replace\n"
+    "METHODS['short'] = replace(METHODS['ziplora'], name='short', title='Short ZipLoRA')\n",
+    "stages/shared/schema.py": "TRAINED_KNOBS['short'] = Merger\n",
+    "stages/shared/trained.py": "from dataclasses import replace\n"
+    "TRAINED['short'] = replace(TRAINED['ziplora'], name='short', method='short')\n",
+}
+"""A method that trains, added to a copy: its row among the methods, the type of its section, its row of training."""
+
+
+def test_a_method_that_trains_is_a_row(world: Path) -> None:
+    for name, text in ROW.items():
+        (world / name).write_text((world / name).read_text(encoding="utf-8") + text, encoding="utf-8")
+
+    def add(params: dict[str, Any]) -> None:
+        params["seeds"]["short"] = 0
+        params["evaluate"]["methods"].append("short")
+        for recipe in params["recipes"].values():
+            recipe["short"] = recipe["ziplora"] | {"steps": 1}
+
+    change(world, add)
+    for stage in ("fit", "merge"):
+        succeed(world, "python", "-m", f"stages.{stage}")
+    merged = {
+        name: (world / f"artifacts/pocket/merge/{name}/dog8+glowing.safetensors") for name in ("short", "ziplora")
+    }
+    assert merged["short"].read_bytes() != merged["ziplora"].read_bytes(), "one step, not three"
+    code = "from stages.shared.context import Context; from stages.shared import forecast, task_records\n"
+    code += "context = Context.load(); print({c.stage: c.tasks for c in forecast.costs(context)})\n"
+    code += "print({name: len(found) for name, found in task_records.records(context).items()})"
+    told = succeed(world, "python", "-c", code)
+    assert told.count("'short': 1") == 2, "its cost is forecast, and its task has a record"
 
 
 def test_a_full_disk_is_told(world: Path) -> None:
     # A limit on the size of files ends in the same error class as a full disk, without one.
     code = (
-        "import errno, sys; from lorarar import files; from stages import bank, run\n"
+        "import errno, sys; from stages import bank; from stages.shared import entry_point\n"
         "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device', 'artifacts')\n"
-        "bank.collect = full; sys.argv = ['bank']; run.run(bank.main)"
+        "bank.collect = full; sys.argv = ['bank']; entry_point.run(bank.main)"
     )
     fail(world, "artifacts: no space left; free some", "python", "-c", code)

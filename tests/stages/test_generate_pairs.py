@@ -9,7 +9,8 @@ import pytest
 
 from lorarar import pictures
 from lorarar.pocket.world.world import World
-from stages import generate
+from stages.generate import DrawTruth
+from stages.shared.base_model import Model
 
 
 class Darkening:
@@ -24,10 +25,10 @@ class Darkening:
 
 def test_truth_is_the_rendering_with_and_without_the_vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
-    monkeypatch.setattr(generate, "backbone", lambda **_: Darkening())
+    monkeypatch.setattr(Model, "load", lambda _: Darkening())
     seeds, found = [3, 4], {}
     for vae in (False, True):
-        generate.draw(tmp_path / str(vae), {}, "dog8", "glowing", seeds, vae)
+        DrawTruth(Model(""), "dog8", "glowing", seeds, vae).run(tmp_path / str(vae))
         found[vae] = np.stack(pictures.read_all(tmp_path / str(vae)))
     world = World.load()
     assert np.array_equal(found[False], np.stack([world.truth("dog8", "glowing", seed) for seed in seeds]))

@@ -11,7 +11,7 @@ import yaml
 from lorarar import pictures
 from lorarar.data.catalog import Catalog
 from lorarar.pocket.world.world import World
-from stages import bank, hypernet, images
+from stages import bank, fit, images
 from stages.shared.context import Context
 from stages.shared.params import load
 
@@ -22,7 +22,7 @@ NEW = {"toaster", "tv", "sofa", "cyberpunk"}
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the repository's data and code, where stages run."""
-    for name in ("data", "lorarar", "stages"):
+    for name in ("data", "dvc.yaml", "lorarar", "stages"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -32,7 +32,7 @@ def context(scheme: str, catalog: Catalog | None = None, **bank: list[str]) -> C
     """The shipped parameters under a scheme."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["evaluate"]["scheme"] = scheme
-    params["bases"]["pocket"]["bank"].update(bank)
+    params["recipes"]["pocket"]["bank"].update(bank)
     Path("params.yaml").write_text(yaml.safe_dump(params, allow_unicode=True), encoding="utf-8")
     catalog = catalog or Catalog.load()
     return Context(load(Path("params.yaml"), catalog), catalog.divided(scheme))
@@ -41,8 +41,9 @@ def context(scheme: str, catalog: Catalog | None = None, **bank: list[str]) -> C
 def tasks(stage: object, of: Context, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
     """What the keys of a stage's tasks are made of: code, arguments, files read."""
 
-    def fan_out(self, store, function, tasks, description):
-        asked.update({name: (store.code, *task) for name, task in tasks.items()})
+    def fan_out(self, *groups):
+        for group in groups[:1]:  # of stage fit the hypernetwork
+            asked.update({task.name: (group.store.code, task.work, task.reads) for task in group.tasks})
         raise SystemExit
 
     asked: dict[str, tuple] = {}
@@ -69,7 +70,7 @@ def test_the_scheme_adds_them_and_trains_nothing_else_again(root, monkeypatch):
 
 
 def test_the_hypernetwork_is_that_of_the_paper(root, monkeypatch):
-    paper, new = (tasks(hypernet, context(scheme), monkeypatch) for scheme in ("paper", "new_concepts"))
+    paper, new = (tasks(fit, context(scheme), monkeypatch) for scheme in ("paper", "new_concepts"))
     assert paper == new
 
 

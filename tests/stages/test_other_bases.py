@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiny_critic import build_critic
 
 from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
-from lorarar.pocket.critic import build_critic
 from lorarar.scoring import score_table
 from lorarar.scoring.judges import JudgePrompts
-from stages import bank, base, generate, hypernet, joint, judge, merge, quality, ranking, report, score, study, ziplora
+from stages import bank, base, fit, generate, judge, merge, quality, ranking, report, score, study
 from stages.shared import preflight
-from stages.shared.context import Context, backbone
+from stages.shared.base_model import base_model
+from stages.shared.context import Context
 
 ROOT = Path(__file__).parents[2]
 SUBJECTS, STYLES = ["dog", "vase", "can", "dog8"], ["sticker", "line_drawing", "glowing"]
@@ -47,10 +49,10 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def change(root: Path, base: str = "sdxl", **top: Any) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params |= {"base": base, "executor": "inline", **top}
+    params |= {"base": base, "recipe": params["bases"][base]["recipe"], "executor": "inline", **top}
     params["evaluate"] |= {"methods": METHODS, "splits": ["test"], "pairs": "all"}
     for section, values in SMALL.items():
-        params["bases"]["sdxl"][section].update(values)
+        params["recipes"]["sdxl"][section].update(values)
     (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
@@ -63,6 +65,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
         "slurm",
         "stages",
         "dvc.lock",
+        "dvc.yaml",
         "requirements.lock",
         *(f"data/{p.name}" for p in (ROOT / "data").iterdir()),
     ):
@@ -101,14 +104,7 @@ def finished(root: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         context = Context.load()
-        for stage in (preflight, bank, hypernet, ziplora, joint, merge):
-            stage.main(context)
-        judge.main(context)
-        for method in METHODS:
-            arguments = Context.load([method, "test"])
-            generate.main(arguments)
-            score.main(arguments)
-        for stage in (quality, ranking, study, report):
+        for stage in (preflight, bank, fit, merge, judge, generate, score, quality, ranking, study, report):
             stage.main(context)
     return root
 
@@ -165,9 +161,9 @@ def test_a_stage_that_wants_a_gpu_has_one_worker_unless_told(here: Path) -> None
 
 
 def test_the_model_is_computed_with_as_params_say(here: Path) -> None:
-    model = backbone(**(Context.load().model() | {"dtype": "bfloat16"}))
+    model = replace(base_model(Context.load()), dtype="bfloat16").load()
     assert model.dtype == torch.bfloat16 and model.vae.dtype == torch.float32
-    assert Context.load().model(training=True)["dtype"] == "auto"
+    assert base_model(Context.load(), training=True).dtype == "auto"
 
 
 @pytest.mark.parametrize("base", ["sdxl", "koala"])
@@ -181,7 +177,8 @@ def test_dvc_finds_all_that_another_base_needs(tmp_path: Path, base: str) -> Non
     world = tmp_path / f"data/{base}/world.yaml"
     world.write_text("photographs: data/photographs.yaml\n")
     path = tmp_path / "params.yaml"
-    path.write_text(path.read_text(encoding="utf-8").replace("base: pocket ", f"base: {base} ", 1), encoding="utf-8")
+    text = path.read_text(encoding="utf-8").replace("base: pocket ", f"base: {base} ", 1)
+    path.write_text(text.replace("recipe: pocket ", "recipe: sdxl ", 1), encoding="utf-8")
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -189,7 +186,7 @@ def test_dvc_finds_all_that_another_base_needs(tmp_path: Path, base: str) -> Non
     )
     assert done.returncode == 0, done.stderr
     status = json.loads(done.stdout)
-    assert "generate@truth-test" in status and "report" in status
+    assert "generate" in status and "report" in status
     deps = {
         path: state
         for name, changes in status.items()

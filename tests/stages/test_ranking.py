@@ -40,14 +40,14 @@ class OfBrightness:
 @pytest.fixture
 def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the stage makes of two methods, one bright and one dark, and of a control."""
-    monkeypatch.setattr("slurm.store.fan_out", lambda tasks, function, *_: inline(tasks, function, "ranking"))
+    monkeypatch.setattr("slurm.store.fan_out", lambda tasks, *_: inline(tasks, "ranking"))
     monkeypatch.setitem(JUDGES, "server", f"{__name__}:OfBrightness")
-    for linked in ("data", "lorarar", "slurm", "stages"):
+    for linked in ("data", "dvc.yaml", "lorarar", "slurm", "stages"):
         (tmp_path / linked).symlink_to(ROOT / linked)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["evaluate"]["methods"] = ["direct", "average", "base_only"]
-    params["follow"] = "direct"
-    params["bases"]["pocket"]["score"] |= {
+    params["headline_method"] = "direct"
+    params["recipes"]["pocket"]["score"] |= {
         "judge": "http://localhost/bright",
         "ranking": {"images": 2, "judges": {"http://localhost/dark": {}}},
     }

@@ -28,14 +28,15 @@ PAIRS = ("dog8+glowing", "can+glowing")
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Go to a folder that looks like the repository after stage generate, with two pairs of two images."""
     # Workers cost seconds to start, and their questions could not be counted here.
-    monkeypatch.setattr("slurm.store.fan_out", lambda tasks, function, *_: inline(tasks, function, "score"))
+    monkeypatch.setattr("slurm.store.fan_out", lambda tasks, *_: inline(tasks, "score"))
 
     def go(name: str) -> Path:
         root, random = tmp_path / name, np.random.default_rng(0)
         root.mkdir()
-        for linked in ("data", "lorarar", "slurm", "stages"):
+        for linked in ("data", "dvc.yaml", "lorarar", "slurm", "stages"):
             (root / linked).symlink_to(ROOT / linked)
         params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        params["evaluate"]["methods"], params["headline_method"] = ["direct"], "direct"
         (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
         monkeypatch.chdir(root)
         context = Context.load()
@@ -63,7 +64,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def run() -> tuple[bytes, bytes]:
-    score.main(Context.load(["direct", "test"]))
+    score.main(Context.load())
     table, figures = Path("artifacts/pocket/score/direct-test.parquet"), Path("results/pocket/metrics/direct-test.json")
     return table.read_bytes(), figures.read_bytes()
 
@@ -102,13 +103,13 @@ def test_the_judge_is_asked_only_what_is_new(place: Callable[[str], Path], asked
 
 def test_models_are_shipped_folders_or_come_from_elsewhere(place: Callable[[str], Path]) -> None:
     root = place("here")
-    assert scoring_models.named(Context.load())["judge"] == "data/pocket/judges/verification"
+    assert scoring_models.model_names(Context.load()).judge == "data/pocket/judges/verification"
     params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    params["bases"]["pocket"]["score"] |= {"judge": "http://localhost:9/v1", "judge_options": {"model": "critic"}}
+    params["recipes"]["pocket"]["score"] |= {"judge": "http://localhost:9/v1", "judge_options": {"model": "critic"}}
     (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    names = scoring_models.named(Context.load())
-    assert (names["judge"], names["clip"]) == ("http://localhost:9/v1", "data/pocket/judges/clip")
-    assert names["options"] == {"model": "critic"}
+    names = scoring_models.model_names(Context.load())
+    assert (names.judge, names.clip) == ("http://localhost:9/v1", "data/pocket/judges/clip")
+    assert names.options == {"model": "critic"}
 
 
 def test_a_spoilt_record_of_the_models_is_made_again(place: Callable[[str], Path]) -> None:
@@ -125,6 +126,6 @@ def test_a_table_is_of_one_set_of_models(place: Callable[[str], Path], monkeypat
     # A server may swap its weights behind one address: same settings, another judge. One pair is scored by that.
     shutil.rmtree(next((root / ".work/pocket/score").glob("[0-9a-f]*")))
     monkeypatch.setattr(VerificationJudge, "identity", "another")
-    monkeypatch.setattr(scoring_models, "_loaded", scoring_models._loaded.__wrapped__)
+    monkeypatch.setattr(scoring_models, "_load", scoring_models._load.__wrapped__)
     with pytest.raises(UserError, match="scored by different models; delete the folder"):
         run()

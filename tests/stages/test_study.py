@@ -12,7 +12,7 @@ from lorarar.errors import UserError
 from lorarar.scoring import score_table
 from lorarar.study.votes import Vote, write_csv
 from stages import study
-from stages.shared.context import Context
+from stages.shared.context import Context, code_of
 from stages.shared.params import load
 
 ROOT = Path(__file__).parents[2]
@@ -21,12 +21,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     """A repository with scores of two methods and no panel: none of study.methods is evaluated."""
-    for name in ("data/study", "lorarar/study", "stages"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("data/paper_results.yaml", "lorarar/data/catalog.py", "lorarar/pocket/recogniser.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.chdir(ROOT)  # where params.yaml finds the shipped models
+    for name in ("data/study", "data/paper_results.yaml", "dvc.yaml", *code_of("study")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tmp_path / name)
     catalog = Catalog.load(ROOT)
     params = load(ROOT / "params.yaml", catalog)
     monkeypatch.chdir(tmp_path)

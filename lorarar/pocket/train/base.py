@@ -1,4 +1,4 @@
-"""Training the miniature SDXL from artwork alone: corpus, VAE, UNet with both text encoders, pipeline folder.
+"""Trains the miniature SDXL from artwork only: corpus, VAE, UNet with both text encoders, pipeline folder.
 
 Everything checkpoints and resumes. The networks are SDXL's own classes with small numbers in their configurations.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lorarar.diffusion.vae import PackedAutoencoderKL
 from lorarar.files import atomic
-from lorarar.pocket.train.trainer import Team, accelerator, fit
+from lorarar.pocket.train.trainer import accelerator, fit
 from lorarar.pocket.world.world import World
 
 CHUNK = 2000  # pictures a file of the corpus
@@ -85,16 +85,16 @@ def build_vae() -> PackedAutoencoderKL:
     )
 
 
-def train_vae(rank: int, workers: int, work: Path, steps: int, batch: int = 32) -> None:
+def train_vae(work: Path, steps: int, batch: int = 32) -> None:
     """L1 + MSE + gradient loss on the corpus, a little noise on the latents; writes `work/vae`."""
-    team, device, batch = Team.meet(rank, workers, work / "meet-vae"), accelerator(), batch // workers
+    device = accelerator()
     pictures, _ = read_corpus(work / "corpus")
     held, pictures = as_tensor(pictures[:128]).to(device), pictures[128:]
     torch.manual_seed(0)
     vae = build_vae().to(device)
 
     def draw(step: int) -> Sequence[Tensor]:
-        generator = team.generator(step)
+        generator = torch.Generator().manual_seed(step)
         x = as_tensor(pictures[torch.randint(len(pictures), (batch,), generator=generator).numpy()])
         noise = torch.randn((batch, *LATENT), generator=generator)
         return x.to(device), noise.to(device)
@@ -108,20 +108,15 @@ def train_vae(rank: int, workers: int, work: Path, steps: int, batch: int = 32) 
         fidelity = e.abs().mean() + 2 * e.square().mean() + 0.5 * edges + chroma.abs().mean()
         return fidelity + 1e-4 * z.float().square().mean()
 
-    fit(
-        vae, draw, loss, name="vae", steps=steps, learning_rate=2e-3, weight_decay=0.01,
-        checkpoint=work / "vae.pt", team=team,
-    )  # fmt: skip
-    if rank == 0:
-        latents = encode(vae, pictures[:2048], normalised=False)
-        vae.register_to_config(
-            latents_mean=latents.mean((0, 2, 3)).tolist(), latents_std=latents.std((0, 2, 3)).tolist()
-        )
-        with torch.no_grad():
-            error = vae.decode(vae.encode(held).latent_dist.mean).sample.clamp(-1, 1) - held
-        psnr = 10 * torch.log10(4 / error.square().mean((1, 2, 3)))
-        print(f"vae: {float(psnr.mean()):.2f} dB on {len(held)} held-out pictures")
-        vae.save_pretrained(work / "vae")
+    checkpoint = work / "vae.pt"
+    fit(vae, draw, loss, name="vae", steps=steps, learning_rate=2e-3, weight_decay=0.01, checkpoint=checkpoint)
+    latents = encode(vae, pictures[:2048], normalised=False)
+    vae.register_to_config(latents_mean=latents.mean((0, 2, 3)).tolist(), latents_std=latents.std((0, 2, 3)).tolist())
+    with torch.no_grad():
+        error = vae.decode(vae.encode(held).latent_dist.mean).sample.clamp(-1, 1) - held
+    psnr = 10 * torch.log10(4 / error.square().mean((1, 2, 3)))
+    print(f"vae: {float(psnr.mean()):.2f} dB on {len(held)} held-out pictures")
+    vae.save_pretrained(work / "vae")
 
 
 def encode(vae: PackedAutoencoderKL, pictures: np.ndarray, normalised: bool = True, batch: int = 64) -> Tensor:
@@ -139,20 +134,13 @@ def encode(vae: PackedAutoencoderKL, pictures: np.ndarray, normalised: bool = Tr
     return latents
 
 
-def encode_together(team: Team, vae: PackedAutoencoderKL, pictures: np.ndarray) -> Tensor:
-    """Everyone's copy of all normalised latents in float16, of which each process of the team encodes a share."""
-    # Rows rank, rank + workers, ..., the last ones twice if they do not come out even.
-    share = np.arange(team.rank, -(-len(pictures) // team.workers) * team.workers, team.workers) % len(pictures)
-    return team.gather(encode(vae, pictures[share]).to(torch.float16))[: len(pictures)]
-
-
 # --- UNet and text encoders -------------------------------------------------------------------------------------
 
 
 def build_tokenizer(words: list[str], folder: Path) -> Any:
     """CLIP's tokenizer with a byte-pair vocabulary in which every one of `words` is a single token.
 
-    CLIP takes each digit for a word of its own, so that `3d` is two.
+    CLIP takes each digit for a separate word, so that `3d` is two.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -246,7 +234,7 @@ def scheduler() -> Any:
 
 
 def lesson(pictures: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a UNet is shown in one step: rows of so many pictures, noise, timesteps, and 0 where no caption is told.
+    """Draw the inputs of one step: rows of so many pictures, noise, timesteps, and 0 where the caption is dropped.
 
     Captions are dropped one time in ten, as SDXL drops them: zeros for both encoders.
     """
@@ -261,13 +249,13 @@ def lesson(pictures: int, batch: int, generator: torch.Generator) -> tuple[Tenso
     return rows, noise, t, keep
 
 
-def train_unet(rank: int, workers: int, work: Path, root: Path, steps: int, batch: int = 128) -> None:
+def train_unet(work: Path, root: Path, steps: int, batch: int = 128) -> None:
     """Text to latents."""
-    team, device, batch = Team.meet(rank, workers, work / "meet-unet"), accelerator(), batch // workers
+    device = accelerator()
     pictures, labels = read_corpus(work / "corpus")
     vae = PackedAutoencoderKL.from_pretrained(work / "vae").to(device)
-    latents = encode_together(team, vae, pictures)
-    tokenizer = build_tokenizer(World.load(root).vocabulary, work / f"vocabulary{rank}")
+    latents = encode(vae, pictures).to(torch.float16)
+    tokenizer = build_tokenizer(World.load(root).vocabulary, work / "vocabulary")
     captions = sorted({row[0] for row in labels})
     place = {caption: number for number, caption in enumerate(captions)}
     which = torch.tensor([place[row[0]] for row in labels])
@@ -282,7 +270,7 @@ def train_unet(rank: int, workers: int, work: Path, root: Path, steps: int, batc
     attention = SDPBackend.MATH if device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
 
     def draw(step: int) -> Sequence[Tensor]:
-        rows, noise, t, keep = lesson(len(latents), batch, team.generator(step))
+        rows, noise, t, keep = lesson(len(latents), batch, torch.Generator().manual_seed(step))
         return [tensor.to(device) for tensor in (latents[rows], tokens[which[rows]], noise, t, keep)]
 
     def loss(latents: Tensor, ids: Tensor, noise: Tensor, t: Tensor, keep: Tensor) -> Tensor:
@@ -296,12 +284,9 @@ def train_unet(rank: int, workers: int, work: Path, root: Path, steps: int, batc
             v = networks["unet"](a * x + b * noise, t, embeds, added_cond_kwargs=added).sample
         return F.mse_loss(v.float(), a * noise - b * x)
 
-    fit(
-        networks, draw, loss, name="unet", steps=steps, learning_rate=1e-3, weight_decay=0.01,
-        checkpoint=work / "unet.pt", team=team,
-    )  # fmt: skip
-    if rank == 0:
-        save_pipeline(networks, vae, tokenizer, work / "base")
+    checkpoint = work / "unet.pt"
+    fit(networks, draw, loss, name="unet", steps=steps, learning_rate=1e-3, weight_decay=0.01, checkpoint=checkpoint)
+    save_pipeline(networks, vae, tokenizer, work / "base")
 
 
 def save_pipeline(networks: nn.ModuleDict, vae: PackedAutoencoderKL, tokenizer: Any, folder: Path) -> None:
@@ -323,26 +308,12 @@ def save_pipeline(networks: nn.ModuleDict, vae: PackedAutoencoderKL, tokenizer: 
     pipeline.to(torch.float16).save_pretrained(folder)
 
 
-def trainers(workers: int) -> int:
-    """How many processes share every batch: that many on a CPU; a GPU takes it whole."""
-    return 1 if accelerator().type == "cuda" else workers
-
-
-def on_all_cores(function: Callable[..., None], workers: int, *arguments: Any) -> None:
-    """Run `function(rank, workers, *arguments)` in that many processes of one thread each."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for job in [pool.submit(function, rank, workers, *arguments) for rank in range(workers)]:
-            job.result()
-
-
 def make(root: Path, work: Path, *, pictures: int, vae_steps: int, unet_steps: int, workers: int) -> Path:
     """Draw the corpus, train the VAE, then the UNet; returns the pipeline folder. Finished parts are kept in `work`."""
     work.mkdir(parents=True, exist_ok=True)
     render_corpus(root, work / "corpus", pictures, workers)
-    for name in ("meet-vae", "meet-unet"):
-        (work / name).unlink(missing_ok=True)
     if not (work / "vae" / "config.json").exists():
-        on_all_cores(train_vae, trainers(workers), work, vae_steps)
+        train_vae(work, vae_steps)
     if not (work / "base" / "model_index.json").exists():
-        on_all_cores(train_unet, trainers(workers), work, root, unet_steps)
+        train_unet(work, root, unet_steps)
     return work / "base"

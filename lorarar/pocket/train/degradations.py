@@ -1,4 +1,4 @@
-"""What lies between a rendering and a generated picture: VAE, sampler, blur, noise, and shapes slightly off."""
+"""Degrades renderings to look like generated pictures: VAE, sampler, blur, noise, distorted shapes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,6 @@ class Degrade(Protocol):
     key: str
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray: ...
-
-
-class Softened:
-    """Blur and noise alone, for tests and for the time before a VAE exists."""
-
-    key = "softened"
-
-    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        return as_images(blurred_and_noisy(as_tensor(images), generator))
 
 
 class RoundTrip:

@@ -1,4 +1,4 @@
-"""A lighter base out of the miniature SDXL, as KOALA (arXiv 2312.04005) is one out of SDXL: a UNet without the middle
+"""Distils a lighter base from the miniature SDXL, as KOALA (arXiv 2312.04005) was from SDXL: a UNet without the middle
 block and with fewer transformer layers, distilled. VAE, text encoders and the world itself are shared.
 """
 
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorarar.diffusion.backbone import Backbone, Conditioning
-from lorarar.pocket.train.base import encode_together, lesson, on_all_cores, read_corpus, render_corpus, trainers
-from lorarar.pocket.train.trainer import Team, fit
+from lorarar.pocket.train.base import encode, lesson, read_corpus, render_corpus
+from lorarar.pocket.train.trainer import fit
 
 HELD = 256  # pictures that the student is not trained on
 PROMPTS = 500  # encoded at a time
@@ -33,7 +33,7 @@ def cut(teacher: Any) -> Any:
 
 
 def self_attention(unet: nn.Module) -> dict[str, Tensor]:
-    """Outputs of all self-attentions by their paths: a dictionary that every pass of the UNet fills anew."""
+    """Outputs of all self-attentions by their paths: a dictionary that every pass of the UNet fills again."""
     outputs: dict[str, Tensor] = {}
     for path, module in unet.named_modules():
         if path.endswith(".attn1"):
@@ -41,12 +41,11 @@ def self_attention(unet: nn.Module) -> dict[str, Tensor]:
     return outputs
 
 
-def train(rank: int, workers: int, work: Path, teacher: Path, steps: int, batch: int = 64) -> None:
+def train(work: Path, teacher: Path, steps: int, batch: int = 64) -> None:
     """Distil `work/base/unet` from the teacher's: its own task, and the teacher's output and self-attention."""
-    team, batch = Team.meet(rank, workers, work / "meet"), batch // workers
     pictures, labels = read_corpus(work / "corpus")
     guide = Backbone.load(teacher, torch.float32)
-    latents = encode_together(team, guide.vae, pictures)
+    latents = encode(guide.vae, pictures).to(torch.float16)
     captions = sorted({row[0] for row in labels})
     place = {caption: number for number, caption in enumerate(captions)}
     which = torch.tensor([place[row[0]] for row in labels])
@@ -62,7 +61,7 @@ def train(rank: int, workers: int, work: Path, teacher: Path, steps: int, batch:
         return [tensor.to(guide.device) for tensor in (latents[rows].float(), noise, t, embeds, pooled)]
 
     def draw(step: int) -> Sequence[Tensor]:
-        rows, *others = lesson(len(latents) - HELD, batch, team.generator(step))
+        rows, *others = lesson(len(latents) - HELD, batch, torch.Generator().manual_seed(step))
         return shown(rows + HELD, *others)
 
     def loss(x: Tensor, noise: Tensor, t: Tensor, embeds: Tensor, pooled: Tensor) -> Tensor:
@@ -77,16 +76,15 @@ def train(rank: int, workers: int, work: Path, teacher: Path, steps: int, batch:
     # float32, which takes a CPU two thirds of the time that bfloat16 takes it.
     fit(
         student.unet, draw, loss, name="light unet", steps=steps, learning_rate=1e-3, weight_decay=0.01, warmup=50,
-        checkpoint=work / "unet.pt", bf16=False, replay=False, team=team,
+        checkpoint=work / "unet.pt", bf16=False,
     )  # fmt: skip
-    if rank == 0:
-        _, *others = lesson(HELD, HELD, torch.Generator().manual_seed(0))
-        x, noise, t, embeds, pooled = shown(torch.arange(HELD), *others)
-        given = guide.add_noise(x, noise, t), t, Conditioning(embeds, pooled)
-        with torch.no_grad():
-            errors = [float(F.mse_loss(one.predict(*given), guide.target(x, noise, t))) for one in (student, guide)]
-        print(f"light unet: error {errors[0]:.4f} on {HELD} held-out pictures, its teacher's {errors[1]:.4f}")
-        student.unet.to(torch.float16).save_pretrained(work / "base" / "unet")
+    _, *others = lesson(HELD, HELD, torch.Generator().manual_seed(0))
+    x, noise, t, embeds, pooled = shown(torch.arange(HELD), *others)
+    given = guide.add_noise(x, noise, t), t, Conditioning(embeds, pooled)
+    with torch.no_grad():
+        errors = [float(F.mse_loss(one.predict(*given), guide.target(x, noise, t))) for one in (student, guide)]
+    print(f"light unet: error {errors[0]:.4f} on {HELD} held-out pictures, its teacher's {errors[1]:.4f}")
+    student.unet.to(torch.float16).save_pretrained(work / "base" / "unet")
 
 
 def make(root: Path, teacher: Path, work: Path, *, pictures: int, unet_steps: int, workers: int) -> Path:
@@ -98,7 +96,6 @@ def make(root: Path, teacher: Path, work: Path, *, pictures: int, unet_steps: in
     """
     work.mkdir(parents=True, exist_ok=True)
     render_corpus(root, work / "corpus", pictures, workers)
-    (work / "meet").unlink(missing_ok=True)
     if not (work / "base" / "unet" / "config.json").exists():
-        on_all_cores(train, trainers(workers), work, teacher, unet_steps)
+        train(work, teacher, unet_steps)
     return work / "base"

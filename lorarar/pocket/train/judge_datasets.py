@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lorarar.pocket.recogniser import HEADS
 from lorarar.pocket.train.degradations import Degrade, mostly
 from lorarar.pocket.train.shards import Columns, shards
 from lorarar.pocket.world.artwork import Pose
@@ -15,8 +16,6 @@ from lorarar.pocket.world.styles import FAMILIES, render
 from lorarar.pocket.world.world import KEEPS_COLOR, World, artwork
 from lorarar.scoring.judges import Kind
 
-HEADS = ("noun", "family", "subject", "style")
-"""What the recogniser names."""
 OTHER = "other"
 """The subject or style of a picture that is none of the bank's."""
 UNKNOWN = ""
@@ -27,7 +26,7 @@ SHARD = 500
 
 @dataclass(frozen=True)
 class Workshop:
-    """What every training of a judge needs.
+    """The inputs of every training of a judge.
 
     Attributes
     ----------

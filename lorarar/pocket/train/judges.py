@@ -1,8 +1,8 @@
-"""Training of the miniature judges: CLIP, DINO and the verification network, from renderings alone.
+"""Trains the miniature judges: CLIP, DINO and the verification network, from renderings only.
 
-    python -m lorarar.pocket.train.judges {clip,dino,verification-subject,verification-style,critic,recogniser}
+    python -m lorarar.pocket.train.judges {clip,dino,verification-subject,verification-style,recogniser}
 
-One thread each: two trainings beside each other finish sooner on two cores than one after the other on both.
+One thread each: two trainings at once finish sooner on two cores than one after the other on both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lorarar.files import atomic, write_json
 from lorarar.pocket.train.degradations import Redrawn, RoundTrip, blurred_and_noisy, mirrored, recoloured, warped
 from lorarar.pocket.train.judge_datasets import Workshop
 from lorarar.pocket.train.shards import Columns
-from lorarar.pocket.train.trainer import accelerator, fit, whole_files
+from lorarar.pocket.train.trainer import accelerator, fit, generators, whole_files
 from lorarar.pocket.world.vocabulary import word_tokenizer
 from lorarar.pocket.world.world import World
 from lorarar.scoring.judges import Kind
@@ -32,12 +32,6 @@ from lorarar.scoring.statistics import balanced_accuracy
 SIZE = 64
 CONTEXT = 24
 Answers = Callable[[Columns], list[bool | None]]
-
-
-def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """Generators of one training step, so that a resumed run draws what an uninterrupted one draws."""
-    rng = np.random.default_rng((seed, step))
-    return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
 
 
 # --- verification network -------------------------------------------------------------------------
@@ -244,7 +238,7 @@ def train_dino(
 def main(arguments: list[str] | None = None) -> None:
     """Train one judge."""
     parser = argparse.ArgumentParser(prog="python -m lorarar.pocket.train.judges", description=main.__doc__)
-    models = ["clip", "dino", "verification-subject", "verification-style", "critic", "recogniser"]
+    models = ["clip", "dino", "verification-subject", "verification-style", "recogniser"]
     parser.add_argument("model", choices=models)
     parser.add_argument("--root", type=Path, default=Path(), help="folder that holds data/")
     parser.add_argument("--out", type=Path, help="folder of all judges (default: <root>/data/pocket/judges)")
@@ -272,17 +266,13 @@ def main(arguments: list[str] | None = None) -> None:
         train_clip(shop, out / "clip", **options)
     elif given.model == "dino":
         train_dino(shop, out / "dino", **options)
-    elif given.model == "critic":
-        from lorarar.pocket.critic import train_critic
-
-        train_critic(shop, out / "llava", **options)
     elif given.model == "recogniser":
-        from lorarar.pocket.recogniser import train_recogniser
+        from lorarar.pocket.train.recogniser import train_recogniser
 
         train_recogniser(shop, out / "recogniser", **options)
     else:
         kind: Kind = "subject" if given.model.endswith("subject") else "style"
-        train_verification(shop, kind, out / "critic", **options)
+        train_verification(shop, kind, out / "verification", **options)
 
 
 if __name__ == "__main__":
@@ -291,4 +281,4 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("error: interrupted; the same command goes on from the last checkpoint")
+        sys.exit("error: interrupted; the same command continues from the last checkpoint")

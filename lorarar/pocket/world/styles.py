@@ -1,7 +1,7 @@
 """Fourteen families of rendering, `plain`, and a new one: each turns artwork and a palette into a picture.
 
-A family is a function; a *style* is a family with fixed parameters (`Look`): a ground of its own, an ink of its own,
-a texture of its own. Every picture is drawn at `CANVAS` pixels and reduced to half of it.
+A family is a function; a *style* is a family with fixed parameters (`Look`): its own ground, ink and
+texture. Every picture is drawn at `CANVAS` pixels and reduced to half of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Look:
 
 @dataclass
 class Drawing:
-    """What a family paints with: colour (H, W, 3), coverage, line, and smooth noise on request."""
+    """The tools of a family: colour (H, W, 3), coverage, line, and smooth noise on request."""
 
     color: Image
     cover: Image

@@ -28,22 +28,6 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def chat_tokenizer(texts: Iterable[str], special: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer for a chat: the words of `texts` and some special tokens, nothing added around a text."""
-    from tokenizers import AddedToken
-    from transformers import PreTrainedTokenizerFast
-
-    inner, _ = _words(["<pad>", "<unk>", *special], texts, [])
-    inner.add_special_tokens([AddedToken(token, special=True) for token in special])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token=special[-1],
-        padding_side="left",
-    )
-
-
 def _words(first: Sequence[str], texts: Iterable[str], last: Sequence[str]) -> tuple[Tokenizer, dict[str, int]]:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

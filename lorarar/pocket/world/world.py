@@ -125,7 +125,7 @@ class World:
     # --- what the bank learns from, and the truth -------------------------------------------------------------
 
     def picture(self, subject: str, index: int) -> Picture:
-        """Reference picture `index` of a subject: plain, on a soft ground of its own, in a pose of its own."""
+        """Reference picture `index` of a subject: plain, each on its own soft ground and in its own pose."""
         rng = _seed("subject", subject, index)
         return self._draw(self.subjects[subject], self._plain(rng, soft=True), rng)
 
@@ -171,7 +171,7 @@ class World:
 
     @cached_property
     def _aliases(self) -> dict[str, list[str]]:
-        """How the catalogue's training prompts name the objects of the style pictures."""
+        """Names of the style pictures' objects in the catalogue's training prompts."""
         aliases: dict[str, list[str]] = {}
         for name, entry in self.styles.items():
             aliases.setdefault(entry.noun, []).append(re.split(r" in (?!blue)", self.catalog.styles[name].prompt)[0])
@@ -298,7 +298,7 @@ KEEPS_COLOR = {
 
 
 def distance(a: Look, b: Look) -> float:
-    """How far two looks stand apart: infinite between families, else the larger CIE76 distance of ground and ink."""
+    """Distance of two looks: infinite between families, else the larger CIE76 distance of ground and ink."""
     if a.family != b.family:
         return float("inf")
     return float(np.linalg.norm(_lab([a.ground, a.ink]) - _lab([b.ground, b.ink]), axis=1).max())

@@ -126,7 +126,7 @@ class JudgePrompts:
         return wording.replace("{style}", question.style_words)
 
     def verdict(self, yes: bool | None, probability: float | None) -> Verdict:
-        """What an answer says about the match, which is its opposite where the prompts are swapped."""
+        """The verdict of an answer; swapped prompts turn it around."""
         if not self.swapped:
             return Verdict(yes, probability)
         return Verdict(None if yes is None else not yes, None if probability is None else 1 - probability)

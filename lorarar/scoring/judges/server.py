@@ -223,7 +223,7 @@ class ServerJudge:
             raise UserError(f"{self.address}/models: not the reply of an OpenAI-compatible server") from None
 
     def _complaint(self, error: HTTPError) -> str:
-        """What the server says to an error, on one line; servers like to quote the key."""
+        """The server's message about an error, on one line, without the key, which servers like to quote."""
         try:
             text = error.read(2000).decode(errors="replace")
         except (OSError, HTTPException):
@@ -297,7 +297,7 @@ def _checked(address: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"{address}: not an address; write it as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
-        # It would be written beside every score.
+        # It would be written with every score.
         plain = f"{parts.scheme}://{parts.hostname}"
         raise UserError(f"{plain}: give the address without a key, and the key in an environment variable")
     return address.rstrip("/")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorarar.errors import UserError
-from lorarar.files import atomic, fingerprint, write_json
+from lorarar.files import atomic, folder_sha256, write_json
 from lorarar.scoring.images import Image, batches
 from lorarar.scoring.judges import JudgePrompts, Kind, Question, Verdict
 
@@ -37,7 +37,7 @@ def _convolution(width_in: int, width: int, kernel: int = 3, stride: int = 1) ->
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside the identity."""
+    """Two 3x3 convolutions and the identity, summed."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class VerificationJudge:
         """Name and weights."""
         if self.folder is None:
             raise ValueError("networks that were not loaded have no identity; give them their folder")
-        return f"{self.name} sha256:{fingerprint(self.folder)}"
+        return f"{self.name} sha256:{folder_sha256(self.folder)}"
 
     @classmethod
     def load(cls, folder: Path | str, prompts: JudgePrompts | None = None, device: str = "cpu") -> VerificationJudge:

@@ -1,4 +1,4 @@
-"""What training and sampling take, reckoned from a base model's shapes: work in TFLOP, sizes in GB."""
+"""Cost of training and sampling from a base model's shapes: work in TFLOP, sizes in GB."""
 
 from __future__ import annotations
 

@@ -1,0 +1,5 @@
+"""`python -m lorarar.cli` is the command `lorarar`."""
+
+from lorarar.cli import main
+
+main()
