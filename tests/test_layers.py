@@ -20,6 +20,7 @@ LAYERS = [
     ["lorarar.training"],
     ["lorarar.scoring"],
     ["lorarar.pocket"],
+    ["lorarar.tables"],
     ["lorarar.study"],
     ["lorarar.report"],
     ["lorarar.preview"],

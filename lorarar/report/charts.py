@@ -1,20 +1,22 @@
-"""Charts as SVG, for light and dark pages. Equal figures make equal bytes: no dates, no versions inside."""
+"""Charts as SVG, for light and dark pages. Equal figures give equal bytes: there are no dates or versions inside."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from lorarar.report.claims import Claim
 from lorarar.report.coefficients import PROJECTIONS, Fitted, by_block
 from lorarar.report.failures import MODES, Neighbour
-from lorarar.report.tables import PAPER_NAMES, Figures, estimate, label, ordered, title
+from lorarar.report.tables import PAPER_NAMES, Figures, label, ordered
 from lorarar.scoring.statistics import Interval
+from lorarar.tables import estimate, title
 
 INK, QUIET, FAINT = "#1d2127", "#667080", "#d8dde3"
 BLUE, OCHRE, GREEN, RED, VIOLET = "#2f6db0", "#b9741a", "#3c8d5a", "#bf4d43", "#7d5ba6"
@@ -22,13 +24,13 @@ DARK = {
     INK: "#e4e7eb", QUIET: "#98a2b0", FAINT: "#363d47", BLUE: "#74abe6", OCHRE: "#e0a458", GREEN: "#6fbf8c",
     RED: "#e8847a", VIOLET: "#b79ad9",
 }  # fmt: skip
-"""Colours of the light page, and what stands for them on the dark one."""
+"""Colour on the light page -> colour on the dark page."""
 VERDICTS = {"confirmed": GREEN, "refuted": RED, "open": QUIET}
 SIDES = ((BLUE, "$m_c$, content"), (OCHRE, "$m_s$, style"))
 WIDTH = 7.6
-"""Inches of every chart, so that letters have one size on the page."""
+"""Width of every chart in inches, so that letters have one size on the page."""
 COLUMNS = 40
-"""Columns whose coefficients are shown one by one."""
+"""Number of columns whose coefficients are shown one by one."""
 
 
 def in_the_dark(svg: str) -> str:
@@ -37,7 +39,7 @@ def in_the_dark(svg: str) -> str:
 
 
 def methods(metrics: Mapping[str, Figures], paper: Mapping[str, Mapping[str, float]]) -> str:
-    """MARS² average and best with intervals, and the paper's on a separate axis."""
+    """MARS² average and best with intervals; the paper's figures have a second axis."""
     names = ordered(metrics)
     published = [paper.get(PAPER_NAMES.get(name, name), {}) for name in names]
 
@@ -98,7 +100,7 @@ def claim(claims: Sequence[Claim]) -> str:
 
 
 def settings(labels: Sequence[str], averages: Sequence[Interval], published: Sequence[float | None]) -> str:
-    """MARS² average of an experiment's settings, and the paper's where it has them."""
+    """MARS² average of an experiment's settings, and the paper's if it has them."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -115,7 +117,7 @@ def settings(labels: Sequence[str], averages: Sequence[Interval], published: Seq
 
 
 def modes(found: Mapping[str, Mapping[str, Interval]]) -> str:
-    """Failure modes of images, as shares of a bar for each method."""
+    """Shares of each kind of failure, one bar for each method."""
     names = ordered(found)
 
     def draw(figure: Any) -> None:
@@ -135,38 +137,32 @@ def modes(found: Mapping[str, Mapping[str, Interval]]) -> str:
 
 
 def columns(fitted: Sequence[Fitted], seed: int) -> str:
-    """Coefficients of columns drawn by lot: median and range over all pairs (the paper's Figures 3 and 8)."""
+    """Coefficients of random columns: median and range over all pairs (the paper's Figures 3 and 8)."""
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(len(fitted), 2, sharex=True, sharey="row", squeeze=False)
-        for row, method in zip(panels, fitted, strict=True):
-            values = method.where()
-            count = min(COLUMNS, values.shape[2])
-            drawn = values[:, :, np.sort(np.random.default_rng(seed).choice(values.shape[2], count, replace=False))]
-            for side, (axes, (colour, word)) in enumerate(zip(row, SIDES, strict=True)):
-                low, middle, high = np.quantile(drawn[:, side], (0, 0.5, 1), axis=0)
-                axes.vlines(range(count), low, high, color=colour, lw=1.4, alpha=0.5)
-                axes.plot(range(count), middle, ".", color=colour, ms=4)
-                axes.set_title(f"{title(method.method)}: {word}")
-                axes.set_xticks([])
+        for axes, method, side, colour in _sides(figure, fitted, sharex=True, sharey="row"):
+            values = method.where()[:, side]
+            count = min(COLUMNS, values.shape[1])
+            drawn = np.sort(np.random.default_rng(seed).choice(values.shape[1], count, replace=False))
+            low, middle, high = np.quantile(values[:, drawn], (0, 0.5, 1), axis=0)
+            axes.vlines(range(count), low, high, color=colour, lw=1.4, alpha=0.5)
+            axes.plot(range(count), middle, ".", color=colour, ms=4)
+            axes.set_xticks([])
 
     return _chart(draw, 1.75 * len(fitted) + 0.4)
 
 
 def histograms(fitted: Sequence[Fitted]) -> str:
-    """Histograms of m_c and m_s, in one panel for each method and side."""
+    """Histograms of m_c and m_s, one panel for each method and side."""
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(len(fitted), 2, sharey="row", sharex="row", squeeze=False)
-        for row, method in zip(panels, fitted, strict=True):
+        for axes, method, side, colour in _sides(figure, fitted, sharex="row", sharey="row"):
             values = method.where()
             low, high = np.quantile(values, (0.0005, 0.9995))
             edges = np.linspace(low, max(high, low + 1e-3), 61)
-            for side, (axes, (colour, word)) in enumerate(zip(row, SIDES, strict=True)):
-                counts, _ = np.histogram(values[:, side], edges)
-                axes.stairs(counts / values[:, side].size, edges, fill=True, color=colour, alpha=0.75)
-                axes.set_title(f"{title(method.method)}: {word}")
-            row[0].set_ylabel("share of columns")
+            counts, _ = np.histogram(values[:, side], edges)
+            axes.stairs(counts / values[:, side].size, edges, fill=True, color=colour, alpha=0.75)
+            axes.set_ylabel("" if side else "share of columns")
 
     return _chart(draw, 1.75 * len(fitted) + 0.3)
 
@@ -176,37 +172,33 @@ def blocks(fitted: Sequence[Fitted]) -> str:
     styles = {"to_q": "o", "to_k": "^", "to_v": "v", "to_out.0": "s"}
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(len(fitted), 2, sharey="row", squeeze=False)
-        for row, method in zip(panels, fitted, strict=True):
-            found, projections = by_block(method), method.projections
-            for side, (axes, (colour, word)) in enumerate(zip(row, SIDES, strict=True)):
-                for block, projection, quantiles in found:
-                    offset = 0.7 * (projections.index(projection) + 0.5) / len(projections) - 0.35
-                    place = method.blocks.index(block) + offset
-                    _, low, middle, high, _ = quantiles[side]
-                    axes.vlines(place, low, high, color=colour, lw=1.4, alpha=0.6)
-                    axes.plot([place], [middle], styles[projection], color=colour, ms=4)
-                axes.set_xticks(range(len(method.blocks)), [_short(block) for block in method.blocks])
-                axes.set_title(f"{title(method.method)}: {word}")
+        for axes, method, side, colour in _sides(figure, fitted, sharey="row"):
+            blocks, projections = method.blocks, method.projections
+            for block, projection, quantiles in by_block(method):
+                place = blocks.index(block) + 0.7 * (projections.index(projection) + 0.5) / len(projections) - 0.35
+                _, low, middle, high, _ = quantiles[side]
+                axes.vlines(place, low, high, color=colour, lw=1.4, alpha=0.6)
+                axes.plot([place], [middle], styles[projection], color=colour, ms=4)
+            axes.set_xticks(range(len(blocks)), [_short(block) for block in blocks])
         for projection in dict.fromkeys(name for method in fitted for name in method.projections):
-            panels[0][0].plot([], [], styles[projection], color=QUIET, ms=4, label=PROJECTIONS[projection])
+            figure.axes[0].plot([], [], styles[projection], color=QUIET, ms=4, label=PROJECTIONS[projection])
         figure.legend(loc="outside lower center", ncols=4)
 
     return _chart(draw, 1.75 * len(fitted) + 0.6)
 
 
 def learning(curve: Mapping[str, Sequence[float]]) -> str:
-    """Terms of the merging loss by step: each step faintly, and the median of the steps around it."""
+    """Terms of the merging loss by step: single steps faintly, and medians of the steps around."""
 
     def draw(figure: Any) -> None:
-        steps = np.asarray(curve["step"])
+        steps = curve["step"]
         names = [name for name in curve if name != "step"]
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         width = max(len(steps) // 10, 1)
         for axes, name, colour in zip(panels, names, (INK, BLUE, OCHRE, VIOLET), strict=False):
-            values = np.asarray(curve[name])
+            values = pd.Series(curve[name])
             axes.plot(steps, values, color=colour, lw=0.7, alpha=0.35)
-            around = [np.median(values[max(i - width, 0) : i + width + 1]) for i in range(len(steps))]
+            around = values.rolling(2 * width + 1, center=True, min_periods=1).median()
             axes.plot(steps, around, color=colour, lw=1.6)
             axes.set(title=name, xlabel="step")
 
@@ -214,7 +206,7 @@ def learning(curve: Mapping[str, Sequence[float]]) -> str:
 
 
 def neighbours(found: Sequence[Neighbour], shown: Sequence[str]) -> str:
-    """Share of right images against similarity to the nearest training neighbour, for these methods."""
+    """Share of right images against similarity to the nearest training neighbour, for the methods `shown`."""
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, 2, sharey=True)
@@ -235,7 +227,7 @@ def neighbours(found: Sequence[Neighbour], shown: Sequence[str]) -> str:
 
 
 def _chart(draw: Callable[[Any], None], height: float) -> str:
-    """An SVG of standard width whose letters are those of the page."""
+    """An SVG of standard width in the font of the page."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -273,9 +265,18 @@ def _chart(draw: Callable[[Any], None], height: float) -> str:
             transparent=True,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
-    # The browser's own letters are narrower than those that the layout was made for.
+    # The browser's font is narrower than the one that the layout was computed for.
     text = re.sub(r"font: ([\w. ]*?[\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", stream.getvalue())
     return text[text.index("<svg") :]
+
+
+def _sides(figure: Any, fitted: Sequence[Fitted], **shared: Any) -> Iterator[tuple[Any, Fitted, int, str]]:
+    """(axes, method, side, colour) of a panel for each method and side, with its title."""
+    panels = figure.subplots(len(fitted), len(SIDES), squeeze=False, **shared)
+    for row, method in zip(panels, fitted, strict=True):
+        for side, (axes, (colour, word)) in enumerate(zip(row, SIDES, strict=True)):
+            axes.set_title(f"{title(method.method)}: {word}")
+            yield axes, method, side, colour
 
 
 def _bars(axes: Any, places: npt.ArrayLike, found: Sequence[Interval], colour: str, word: str | None = None) -> None:

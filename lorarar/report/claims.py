@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lorarar.report.tables import PAPER_NAMES, Provenance, Right, Table, signed, title
-from lorarar.scoring.statistics import Interval, paired_difference
+from lorarar.report.tables import PAPER_NAMES, Provenance, Right, Table, difference
+from lorarar.scoring.statistics import Interval
+from lorarar.tables import signed, title
 
 SUBJECT = "lorarar"
-"""The method that the claim is about."""
+"""The method whose claim is examined."""
 Verdict = Literal["confirmed", "refuted", "open"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
@@ -21,9 +22,9 @@ class Claim:
 
     Attributes
     ----------
-    difference : here, on the same pairs; None where one of the two was not evaluated.
+    difference : difference here, on the same pairs; None if one of the two was not evaluated.
     published : the paper's difference.
-    n_pairs, n_images : that the difference is of.
+    n_pairs, n_images : numbers of pairs and images that were compared.
     """
 
     competitor: str
@@ -34,7 +35,7 @@ class Claim:
 
     @property
     def verdict(self) -> Verdict:
-        """Confirmed or refuted where the interval lies wholly on one side of 0."""
+        """Confirmed or refuted if the interval lies entirely on one side of 0, else open."""
         if self.difference is None or self.difference.low <= 0 <= self.difference.high:
             return "open"
         return "confirmed" if self.difference.low > 0 else "refuted"
@@ -43,29 +44,28 @@ class Claim:
 def examine(
     right: Mapping[str, Right], paper: Mapping[str, Mapping[str, float]], seed: int, resamples: int
 ) -> list[Claim]:
-    """The claim against each competitor that the paper names, in the paper's order.
+    """The claim against each competitor of the paper, in the paper's order.
 
     Parameters
     ----------
-    right : method -> what the judge found, for the same pairs.
+    right : method -> the judge's answers, for the same pairs.
     paper : Table 1, name in the paper -> average and best.
-    seed, resamples : of the intervals.
+    seed, resamples : for the intervals.
     """
-    ours = {name: method for method, name in PAPER_NAMES.items()}
+    methods = {name: method for method, name in PAPER_NAMES.items()}
     claims = []
     for name, figures in paper.items():
-        competitor = ours.get(name, name)
+        competitor = methods.get(name, name)
         if competitor == SUBJECT:
             continue
         published = round(paper[SUBJECT]["average"] - figures["average"], 6)
         if SUBJECT not in right or competitor not in right:
             claims.append(Claim(competitor, None, published))
             continue
-        first = right[SUBJECT]
-        second = [right[competitor][pair] for pair in first]
-        found = paired_difference(list(first.values()), second, seed, resamples)
-        difference = Interval(*(round(value, 6) for value in found))  # almost 0 is 0
-        claims.append(Claim(competitor, difference, published, len(first), sum(map(len, first.values()))))
+        ours = right[SUBJECT]
+        found = difference(ours, right[competitor], seed, resamples)
+        rounded = Interval(*(round(value, 6) for value in found))  # rounding errors near 0 are 0
+        claims.append(Claim(competitor, rounded, published, len(ours), sum(map(len, ours.values()))))
     return claims
 
 
@@ -76,7 +76,7 @@ def overall(claims: Sequence[Claim]) -> Verdict:
 
 
 def table(claims: Sequence[Claim], split: str, provenance: Provenance) -> Table:
-    """One competitor a row, with the verdict."""
+    """One row for each competitor, with the verdict."""
     rows = []
     for claim in claims:
         row = [title(claim.competitor), claim.verdict, "not evaluated", "", f"{claim.published:+.2f}"]

@@ -1,4 +1,4 @@
-"""Merger coefficients of whole splits, as in the paper's Figures 3 and 8: where a method departs from the plain sum."""
+"""Merger coefficients of whole splits, as in the paper's Figures 3 and 8: they show how a method differs from a sum."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lorarar.merge.columns import Coefficients
-from lorarar.report.tables import Provenance, Table, title
+from lorarar.report.tables import Provenance, Table
+from lorarar.tables import title
 
 PROJECTIONS = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "output"}
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -27,7 +28,7 @@ class Layer:
 
     @classmethod
     def of(cls, path: str) -> Layer:
-        """Read from the path of a module of diffusers' UNet."""
+        """The place that the path of a module of diffusers' UNet names."""
         block = ".".join(path.split(".")[: 1 if path.startswith("mid_block") else 2])
         projection = next((name for name in PROJECTIONS if path.endswith(f".{name}")), path.rpartition(".")[2])
         return cls(block, projection)
@@ -39,8 +40,8 @@ class Fitted:
 
     Attributes
     ----------
-    layers : path -> values, for those layers that the method has coefficients of.
     pairs : names of the pairs, in the order of the values.
+    layers : path -> values, for the layers that have coefficients.
     """
 
     method: str
@@ -49,7 +50,7 @@ class Fitted:
 
     @classmethod
     def stack(cls, method: str, by_pair: Mapping[str, Coefficients]) -> Fitted:
-        """From each pair's coefficients."""
+        """Stacks the coefficients of each pair."""
         paths = next(iter(by_pair.values()))
         layers = {
             path: np.array([[m.detach().float().numpy() for m in found[path]] for found in by_pair.values()])
@@ -58,7 +59,7 @@ class Fitted:
         return cls(method, list(by_pair), layers)
 
     def where(self, block: str | None = None, projection: str | None = None) -> Values:
-        """Those of the layers of a block, of a projection, or of all; no columns if there are no such layers."""
+        """Values of the layers of a block, of a projection, or of all; no columns if there are no such layers."""
         kept = [
             values
             for path, values in self.layers.items()
@@ -77,7 +78,7 @@ class Fitted:
 
 
 def table(fitted: Sequence[Fitted], split: str, provenance: Provenance) -> Table:
-    """Quantiles of m_c and m_s by method and projection, how far columns differ, and how far pairs do."""
+    """Quantiles of m_c and m_s by method and projection, and their variation over columns and over pairs."""
     rows = []
     for method in fitted:
         for projection in (None, *method.projections):

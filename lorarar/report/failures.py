@@ -1,4 +1,4 @@
-"""Failures: where and how methods fail, and whether distance from the training split explains it."""
+"""Failures of the methods: their kinds, their worst pairs, and their relation to the training split."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorarar.report.tables import Provenance, Table, ends, label, ordered, title
+from lorarar.report.tables import Provenance, Table, label, ordered
 from lorarar.scoring.judges import Kind
 from lorarar.scoring.score_table import ByPair, Row
 from lorarar.scoring.statistics import Interval, bootstrap_mean
+from lorarar.tables import ends, title
 
 MODES = ("right", "subject lost", "style lost", "both lost")
 WORST = 5
-"""Pairs of each method that are shown."""
+"""Number of pairs shown for each method."""
 
 
 def mode(row: Row) -> str:
-    """The failure mode of an image, one of `MODES`."""
+    """The entry of `MODES` that describes an image."""
     return MODES[(not row.subject_yes) + 2 * (not row.style_yes)]
 
 
@@ -31,7 +32,7 @@ def modes(pairs: ByPair, seed: int, resamples: int) -> dict[str, Interval]:
 
 
 def modes_table(found: Mapping[str, Mapping[str, Interval]], split: str, n: str, provenance: Provenance) -> Table:
-    """One method a row; `n` says how many images each has."""
+    """One row for each method; `n` gives the number of images in words."""
     rows = [[label(method), *map(ends, found[method].values())] for method in ordered(found)]
     notes = [f"Shares of {n}, with 95% intervals that resample whole pairs."]
     return Table(f"What is wrong on the split {split}", ["", *MODES], rows, notes, str(provenance), shaded=True)
@@ -39,7 +40,7 @@ def modes_table(found: Mapping[str, Mapping[str, Interval]], split: str, n: str,
 
 @dataclass(frozen=True)
 class Bad:
-    """A pair that a method does badly: the share of its `n` images that are right, and the first wrong one, if any."""
+    """A pair with poor results: the share of its `n` images that are right, and the first wrong one, if any."""
 
     pair: tuple[str, str]
     share: float
@@ -52,27 +53,19 @@ class Bad:
 
 
 def worst(pairs: ByPair, number: int = WORST) -> list[Bad]:
-    """The pairs with the smallest share of right images; of equal ones, those that the judge thinks least of."""
-
-    def order(item: tuple[tuple[str, str], list[Row]]) -> tuple[float, float]:
-        rows = item[1]
-        return float(np.mean([row.right for row in rows])), float(np.mean([row.soft or 0.0 for row in rows]))
-
+    """The pairs with the smallest share of right images; the judge's mean probability orders equal ones."""
+    share = {pair: float(np.mean([row.right for row in rows])) for pair, rows in pairs.items()}
+    soft = {pair: np.mean([row.soft or 0.0 for row in rows]) for pair, rows in pairs.items()}
     return [
-        Bad(
-            pair,
-            float(np.mean([row.right for row in rows])),
-            len(rows),
-            next((row for row in rows if not row.right), None),
-        )
-        for pair, rows in sorted(pairs.items(), key=order)[:number]
+        Bad(pair, share[pair], len(pairs[pair]), next((row for row in pairs[pair] if not row.right), None))
+        for pair in sorted(pairs, key=lambda pair: (share[pair], soft[pair]))[:number]
     ]
 
 
 def worst_table(
     found: Mapping[str, Sequence[Bad]], names: Mapping[str, str], split: str, provenance: Provenance
 ) -> Table:
-    """One method a row, its worst pairs in the columns; `names` are titles of subjects and styles."""
+    """One row for each method, its worst pairs in the columns; `names` are titles of subjects and styles."""
     methods = [method for method in ordered(found) if found[method]]
     number = max(len(found[method]) for method in methods)
     rows = [
@@ -93,13 +86,13 @@ def worst_table(
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A subject or style of a split, and the training one that looks most like it.
+    """A subject or style of a split, and the most similar one of the training split.
 
     Attributes
     ----------
     similarity : mean cosine of their pictures' features, by DINO for subjects and by CLIP for styles.
-    shares : method -> share of its images that are right in this very subject or style.
-    n : number of those images.
+    shares : method -> share of its images of this subject or style that are right in it.
+    n : number of these images.
     """
 
     kind: Kind
@@ -120,7 +113,7 @@ def shares(pairs: ByPair, kind: Kind, name: str, seed: int, resamples: int) -> I
 
 
 def rank_correlation(neighbours: Sequence[Neighbour], method: str) -> float:
-    """Spearman's rho of similarity and share; nan where one of them is the same for all, or there are fewer than 3."""
+    """Spearman's rho of similarity and share; nan if one of them is constant or there are fewer than 3 neighbours."""
     from scipy.stats import spearmanr
 
     pairs = [(one.similarity, one.shares[method].mean) for one in neighbours]
@@ -130,7 +123,7 @@ def rank_correlation(neighbours: Sequence[Neighbour], method: str) -> float:
 
 
 def neighbours_table(found: Sequence[Neighbour], names: Mapping[str, str], split: str, provenance: Provenance) -> Table:
-    """One subject or style a row, the most familiar first; the last rows say whether the familiar does better."""
+    """One row for each subject or style, the most familiar first, and Spearman's rho of each kind."""
     methods = list(found[0].shares)
     rows = []
     for kind in ("subject", "style"):

@@ -1,4 +1,4 @@
-"""Image grids and charts. Equal inputs make equal bytes: no dates, no versions inside."""
+"""Image grids and charts. Equal inputs give equal bytes: there are no dates or versions inside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lorarar.files import atomic
 from lorarar.pictures import Picture
-from lorarar.report.tables import Figures, title
+from lorarar.report.tables import Figures
+from lorarar.tables import estimate, title
 
 CELL = 128
 GAP = 6
@@ -18,12 +19,12 @@ LABEL = 16
 
 
 def grid(path: Path, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Picture]]]) -> None:
-    """Draw pictures in rows and columns, as WebP: a tenth of the bytes of PNG, and this goes into git.
+    """Draw pictures in rows and columns, as WebP: the file goes into git, and PNG would be ten times as large.
 
     Parameters
     ----------
     columns : headings.
-    rows : each a label, and one picture for every column.
+    rows : a label and one picture for every column.
     """
     head = 2 * LABEL + GAP
     width = GAP + len(columns) * (CELL + GAP)
@@ -51,9 +52,7 @@ def chart(path: Path, metrics: Mapping[str, Figures], heading: str) -> None:
     figure = Figure(figsize=(8, 0.55 * len(methods) + 1.4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for offset, name, label in ((-0.2, "mars2_average", "average"), (0.2, "mars2_best", "best")):
-        means = np.array([metrics[method][name] for method in methods])
-        low = np.array([metrics[method][f"{name}_ci_low"] for method in methods])
-        high = np.array([metrics[method][f"{name}_ci_high"] for method in methods])
+        means, low, high = np.array([estimate(figures, name) for figures in metrics.values()]).T
         error = np.clip([means - low, high - means], 0, None)
         axes.barh(np.arange(len(methods)) + offset, means, 0.36, xerr=error, capsize=3, label=label)
     pairs = {f"{figures['n_images']:.0f} images of {figures['n_pairs']:.0f} pairs" for figures in metrics.values()}
@@ -72,14 +71,14 @@ def chart(path: Path, metrics: Mapping[str, Figures], heading: str) -> None:
 
 
 def _fitted(picture: Picture) -> Image.Image:
-    """Small pictures by whole pixels, so that what is seen is what was generated; large ones reduced."""
+    """A picture of the size of a cell: small ones are enlarged without interpolation, large ones reduced."""
     image = Image.fromarray(picture)
     method = Image.Resampling.NEAREST if max(image.size) <= CELL else Image.Resampling.LANCZOS
     return image.resize((CELL, CELL), method)
 
 
 def _wrap(text: str) -> str:
-    """Break a heading in two about its middle, if it is long."""
+    """Breaks a long heading in two near its middle."""
     words = text.split()
     if len(text) <= 16 or len(words) < 2:
         return text

@@ -13,22 +13,23 @@ import torch
 from lorarar.lora.adapter import Adapter
 from lorarar.merge.columns import Coefficients
 from lorarar.merge.hypernet import HyperNetwork
-from lorarar.report.tables import Figures, Table, interval, title
+from lorarar.report.tables import Figures, Table
+from lorarar.tables import interval, title
 
 ROUNDS = 3
-"""Times that a forward pass is timed."""
+"""Number of times that a forward pass is timed."""
 ROWS = ("ziplora", "lorarar")
 
 
 def predicted(
     hypernet: HyperNetwork, pairs: Mapping[str, tuple[Adapter, Adapter]]
 ) -> tuple[dict[str, Coefficients], list[float]]:
-    """Coefficients of each pair by one forward pass, and the seconds that it takes one thread, median of `ROUNDS`."""
+    """Coefficients of each pair by one forward pass, and its seconds on one thread, median of `ROUNDS`."""
     found, seconds = {}, []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.inference_mode():
-        hypernet.coefficients(*next(iter(pairs.values())))  # what only the first call does is none of it
+        hypernet.coefficients(*next(iter(pairs.values())))  # the first call does more than later ones
         for name, (content, style) in pairs.items():
             taken = []
             for _ in range(ROUNDS):
@@ -41,7 +42,7 @@ def predicted(
 
 
 def extra(hypernet: HyperNetwork, content: Adapter, style: Adapter) -> float | None:
-    """Megabytes that a forward pass adds to this process at most; None where the system does not tell (not Linux)."""
+    """Largest number of megabytes that a forward pass adds to this process; None if the system is not Linux."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak
         before = _status("VmRSS")
@@ -53,13 +54,13 @@ def extra(hypernet: HyperNetwork, content: Adapter, style: Adapter) -> float | N
 
 
 def _status(name: str) -> float:
-    """Megabytes that Linux has under this name for this process."""
+    """Megabytes of this process that Linux reports under a name."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and number of some measurements; nothing of none."""
+    """Median, quartiles and number of measurements; empty if there are none."""
     if not values:
         return {}
     if len(values) == 1:
@@ -69,12 +70,12 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def table(measured: Mapping[str, Any], metrics: Mapping[str, Figures], paper: Mapping[str, Any], split: str) -> Table:
-    """ZipLoRA and LoRA.rar, if evaluated, and the paper's figures.
+    """Costs of ZipLoRA and LoRA.rar, if they were evaluated, next to the paper's figures.
 
     Parameters
     ----------
-    measured : method -> what is known of seconds (as `quartiles` gives), parameters and extra_mb.
-    metrics : method -> what `scores.summarise` gives.
+    measured : method -> seconds (from `quartiles`), parameters and extra_mb, as far as they are known.
+    metrics : method -> result of `score_table.summarise`.
     """
     rows = []
     for method in (name for name in ROWS if name in metrics):

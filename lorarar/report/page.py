@@ -1,4 +1,4 @@
-"""One HTML file with everything: no script, nothing that is asked from anywhere else."""
+"""The report as one HTML file, without scripts and without requests to other places."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lorarar.report.charts import in_the_dark
 from lorarar.report.tables import Table
 
 EDGE = 128
-"""Pixels that a picture in the page has at most, in height and width."""
+"""Largest height and width of a picture in the page, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Shown:
-    """A table, and where its Markdown is."""
+    """A table, and the place of its Markdown."""
 
     table: Table
     source: str
@@ -40,7 +40,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Chart:
-    """An SVG; `alt` says in words what it shows, `caption` with n and interval where its figures are."""
+    """An SVG; `alt` describes it in words, `caption` gives n, intervals and the place of its numbers."""
 
     svg: str
     alt: str
@@ -49,7 +49,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture of a gallery. `right` is whether subject and style are, None for what nobody judged."""
+    """A picture of a gallery. `right` holds the judge's answers on subject and style; None if there are none."""
 
     picture: Picture
     alt: str
@@ -59,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures in rows and columns; `folded` is what the reader clicks on to see them, if they are not open."""
+    """Pictures in rows and columns; with a text `folded`, they are hidden until the reader clicks on it."""
 
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Cell]]]
@@ -69,7 +69,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and what they are."""
+    """A list of names and values."""
 
     rows: Sequence[tuple[str, str]]
 
@@ -79,7 +79,7 @@ Block = Text | Shown | Chart | Gallery | Facts
 
 @dataclass(frozen=True)
 class Panel:
-    """A section; one that has no blocks is not shown."""
+    """A section; it is not shown if it has no blocks."""
 
     name: str
     title: str
@@ -87,7 +87,7 @@ class Panel:
 
 
 def write(path: Path, heading: str, lead: str, facts: Sequence[tuple[str, str]], panels: Sequence[Panel]) -> None:
-    """Write the page; equal contents make equal bytes."""
+    """Write the page; equal contents give equal bytes."""
     text = _template().render(
         heading=heading, lead=lead, facts=facts, panels=[panel for panel in panels if panel.blocks]
     )
@@ -124,14 +124,14 @@ def inline(text: str) -> Any:
 
 
 def cell(text: str) -> Any:
-    """HTML of a table's cell; an interval stands below its mean, so that more columns can be seen at once."""
+    """HTML of a table's cell; an interval stands below its mean, so that more columns fit on the page."""
     from markupsafe import Markup
 
     return Markup(re.sub(r"(?<=\d) (\[[-+.\d]+, [-+.\d]+\])", r" <small>\1</small>", str(inline(text))))
 
 
 def image(picture: Picture) -> str:
-    """A picture as a data URI: WebP, no larger than `EDGE`."""
+    """A picture as a data URI: WebP, at most `EDGE` pixels high and wide."""
     shown = Image.fromarray(np.asarray(picture))
     shown.thumbnail((EDGE, EDGE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -140,7 +140,7 @@ def image(picture: Picture) -> str:
 
 
 def share(cell: str) -> float | None:
-    """The number that a cell begins with, if it is a share."""
+    """The share at the beginning of a cell, if there is one."""
     found = re.match(r"[01]\.\d+", cell)
     return float(found[0]) if found else None
 

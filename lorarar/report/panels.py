@@ -14,29 +14,31 @@ from lorarar.report.claims import Claim
 from lorarar.report.coefficients import Fitted
 from lorarar.report.failures import Bad, Neighbour
 from lorarar.report.page import Block, Cell, Chart, Facts, Gallery, Panel, Shown, Text
-from lorarar.report.tables import Figures, Table, ordered, title
+from lorarar.report.tables import Figures, Table, ordered
 from lorarar.scoring.score_table import ByPair, Row
 from lorarar.scoring.statistics import Interval
-from lorarar.study import report as study
+from lorarar.study.report import correlation, published
+from lorarar.tables import title
 
 Look = Callable[[str, tuple[str, str], int], Picture]
-"""(method, pair, index) -> an image; `subject` and `style` as method are the references."""
+"""(method, pair, index) -> an image; the methods `subject` and `style` give the references."""
 MOST_ROWS = 40
-"""Pairs of a split whose pictures are in the page, which is to stay small."""
+"""Largest number of pairs of a split with pictures in the page, so that it stays small."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is known of one split.
+    """All findings about one split.
 
     Attributes
     ----------
-    metrics : method -> what `scores.summarise` gives.
-    rows : method -> scores of its images, pair by pair, the same pairs for all.
-    titles : subjects and styles by name.
-    tables : what tables/<name>-<split>.md hold.
-    modes, worst : method -> what is wrong with its images, and its worst pairs.
-    paper : name in the paper -> MARS² average and best, where it has some of this split.
+    metrics : method -> result of `score_table.summarise`.
+    rows : method -> scores of its images by pair; all methods have the same pairs.
+    titles : name of a subject or style -> title.
+    tables : name -> the table in tables/<name>-<split>.md.
+    modes, worst : method -> shares of its failures, and its worst pairs.
+    look : loads an image.
+    paper : name in the paper -> MARS² average and best on this split, if there are any.
     """
 
     split: str
@@ -58,7 +60,7 @@ class Evidence:
         return " or ".join(f"{images:.0f} images of {pairs:.0f} pairs" for images, pairs in sorted(numbers))
 
     def shown(self, *names: str) -> list[Shown]:
-        """Those of these tables that there are."""
+        """The tables of these names that exist and have rows."""
         return [
             Shown(self.tables[name], f"tables/{name}-{self.split}.md")
             for name in names
@@ -70,7 +72,7 @@ class Evidence:
 
 
 def results(splits: Sequence[Evidence]) -> Panel:
-    """Every method between floors and ceilings, and the paper's figures."""
+    """Every method between floors and ceilings, next to the paper's figures."""
     blocks: list[Block] = [
         Text(
             "MARS² asks of every image whether a judge finds both the right subject and the right style in it. "
@@ -132,7 +134,7 @@ def cost(splits: Sequence[Evidence]) -> Panel:
 
 
 def parts(splits: Sequence[Evidence]) -> Panel:
-    """Each subject and each style apart, the paper's Figure A7."""
+    """Results by subject and by style, the paper's Figure A7."""
     tables = [block for one in splits for block in one.shown("mars2-by-subject", "mars2-by-style")]
     return Panel("parts", "Subjects and styles apart", tables)
 
@@ -179,7 +181,7 @@ def gallery(splits: Sequence[Evidence]) -> Panel:
         first = few(pairs)[:MOST_ROWS]
         others = [pair for pair in pairs if pair not in first]
         kept = others[:: ceil(len(others) / max(MOST_ROWS - len(first), 1))] if others else []
-        # Methods that are compared most often come first: a page is narrower than all columns.
+        # The methods that are compared most often stand next to the references: a page is narrower than all columns.
         first_seen = {"truth": 0, claims.SUBJECT: 1, "ziplora": 2}
         methods = sorted(one.rows, key=lambda m: (first_seen.get(m, 3), m not in METHODS))
         columns = ["Subject", "Style", *map(title, methods)]
@@ -193,13 +195,13 @@ def gallery(splits: Sequence[Evidence]) -> Panel:
 
 
 def few(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """One pair for each subject, each with another style: small enough for a first look."""
+    """One pair for each subject, each with another style: a small selection for a first look."""
     subjects, styles = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
     return [(s, t) for s, t in pairs if subjects.index(s) % len(styles) == styles.index(t)]
 
 
 def learning(curve: Mapping[str, Sequence[float]]) -> Panel:
-    """Training loss of the hypernetwork."""
+    """Training of the hypernetwork."""
     if not curve:
         return Panel("learning", "Learning", [])
     steps = len(curve["step"])
@@ -214,7 +216,7 @@ def learning(curve: Mapping[str, Sequence[float]]) -> Panel:
 
 
 def failed(splits: Sequence[Evidence]) -> Panel:
-    """Failures, as openly as successes."""
+    """Failures: their kinds, the worst pairs, familiar and unfamiliar concepts."""
     blocks: list[Block] = []
     for one in splits:
         merging = {method: one.worst[method] for method in ordered(one.worst) if method in METHODS}
@@ -254,7 +256,7 @@ def failed(splits: Sequence[Evidence]) -> Panel:
 
 
 def trusted(judge: Table | None, world: Table | None, splits: Sequence[Evidence]) -> Panel:
-    """Trust in judge and world."""
+    """Reliability of judge and world."""
     blocks: list[Block] = []
     if judge:
         blocks.append(Shown(judge, "tables/judge.md"))
@@ -265,7 +267,7 @@ def trusted(judge: Table | None, world: Table | None, splits: Sequence[Evidence]
 
 
 def people(found: Mapping[str, Any], paper: Mapping[str, float]) -> Panel:
-    """Correlation of metrics with votes; kind of study -> what `lorarar.study.report` wrote."""
+    """Correlation of metrics with votes; `found` holds results.json of each kind of study."""
     blocks: list[Block] = []
     if "ratings" not in found:
         blocks.append(Text("Nobody has voted yet: `lorarar study` collects votes, data/study/README.md says how."))
@@ -279,14 +281,7 @@ def people(found: Mapping[str, Any], paper: Mapping[str, float]) -> Panel:
                 )
             )
         rows = [
-            [
-                study.TITLES.get(row["metric"], row["metric"]),
-                row["scenario"],
-                "all methods" if row["images"] == "all" else title(row["images"]),
-                *(_correlation(row, name) for name in ("pearson", "spearman", "kendall")),
-                f"{row['n_images']} / {row['n_pairs']}",
-                f"{paper[row['metric']]:.2f}" if row["metric"] in paper else "",
-            ]
+            [*correlation(row), f"{row['n_images']} / {row['n_pairs']}", published(row, paper)]
             for row in figures["correlations"]
         ]
         if rows:
@@ -326,11 +321,3 @@ def _cell(one: Evidence, method: str, pair: tuple[str, str], row: Row, note: str
 def _failure(one: Evidence, method: str, bad: Bad) -> Cell:
     row = bad.image or one.rows[method][bad.pair][0]
     return _cell(one, method, bad.pair, row, f"{round(bad.share * bad.n)} of {bad.n}: {one.named(bad.pair)}")
-
-
-def _correlation(row: Mapping[str, Any], name: str) -> str:
-    if row[name] is None:
-        return "–"
-    if row[f"{name}_ci_low"] is None:
-        return f"{row[name]:.2f}"
-    return f"{row[name]:.2f} [{row[f'{name}_ci_low']:.2f}, {row[f'{name}_ci_high']:.2f}]"

@@ -1,4 +1,4 @@
-"""How stable the ranking of methods is across seeds, scores, judges and wordings."""
+"""Stability of the ranking of methods across scores, judges, wordings and seeds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import isnan
 from statistics import fmean
 
-from lorarar.report.tables import Figures, Provenance, Table, title
+from lorarar.report.tables import Figures, Provenance, Table
 from lorarar.scoring.score_table import Row
 from lorarar.scoring.statistics import rank_agreement, spread
+from lorarar.tables import title
 
 GROUPS = {
     "score": "other scores of the same images",
@@ -17,7 +18,7 @@ GROUPS = {
     "wording": "the judge asked in other words",
     "seed": "one seed of generation alone",
 }
-"""Kinds of views, in words."""
+"""Kinds of views -> their descriptions."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class View:
 
     Attributes
     ----------
-    group, name : a key of `GROUPS`, and which one of its kind.
+    group : a key of `GROUPS`.
+    name : name within the group.
     scores : method -> score.
-    images : number of images of each method that are scored.
+    images : number of scored images of each method.
     """
 
     group: str
@@ -38,12 +40,12 @@ class View:
 
 
 def headline(rows: Mapping[str, Sequence[Row]]) -> View:
-    """MARS² average of all images of each method, by which the others are measured."""
+    """MARS² average of all images of each method, to which the other views are compared."""
     return View("score", "MARS² average", {m: fmean(row.right for row in of) for m, of in rows.items()}, _number(rows))
 
 
 def other_scores(rows: Mapping[str, Sequence[Row]]) -> list[View]:
-    """Other scores that can rank the methods: its soft form, and CLIP-I x DINO."""
+    """Other scores that give a ranking: soft MARS², and CLIP-I x DINO."""
     found = [
         View(
             "score",
@@ -59,7 +61,7 @@ def other_scores(rows: Mapping[str, Sequence[Row]]) -> list[View]:
 
 
 def by_seed(rows: Mapping[str, Sequence[Row]]) -> list[View]:
-    """MARS² average of the first image of every pair, of the second, and so on: all methods share each one's seed."""
+    """MARS² average of the first image of every pair, of the second, and so on: each has one seed for all methods."""
     found = []
     for index in sorted({row.index for of in rows.values() for row in of}):
         one = {method: [row for row in of if row.index == index] for method, of in rows.items()}
@@ -69,17 +71,17 @@ def by_seed(rows: Mapping[str, Sequence[Row]]) -> list[View]:
 
 
 def agreement(view: View, other: View) -> float:
-    """Kendall's tau-b of two views; nan where one of them scores all methods alike."""
+    """Kendall's tau-b of two views; nan if one of them scores all methods alike."""
     return rank_agreement({"a": view.scores, "b": other.scores})["a", "b"]
 
 
 def ranking_table(first: View, others: Sequence[View], split: str, judge: Figures, provenance: Provenance) -> Table:
-    """Every view's scores and how far its ranking agrees with that of `first`; each group in a sentence.
+    """Scores of every view and agreement of its ranking with that of `first`; a sentence on each group.
 
     Parameters
     ----------
-    first : as `headline` gives it.
-    judge : what results/<base>/judge.json says of the judge.
+    first : the view that `headline` returns.
+    judge : examination of the judge, from results/<base>/judge.json.
     """
     methods = list(first.scores)
     header = ["", *map(title, methods), "Kendall's tau", "images"]

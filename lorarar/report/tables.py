@@ -1,4 +1,4 @@
-"""Tables: this world's figures, the paper's for comparison, and their sources."""
+"""Tables of MARS² and of the standard metrics, next to the paper's figures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 from lorarar.data.controls import CONTROLS
 from lorarar.merge.registry import METHODS
 from lorarar.scoring.judges import Kind
+from lorarar.scoring.score_table import MEANS
 from lorarar.scoring.statistics import Interval, bootstrap_mean, paired_difference
+from lorarar.tables import TITLES, ends, interval, markdown, signed, title
 
 Figures = Mapping[str, float]
 Right = Mapping[tuple[str, str], Sequence[bool]]
-"""(subject, style) -> whether each image of the pair is right."""
+"""(subject, style) -> one entry for each image of the pair, true if it is right."""
 COLUMNS = {
     "subject": "share that is right in the subject",
     "style": "share that is right in the style",
@@ -21,14 +23,14 @@ COLUMNS = {
     "attempts": "mean number of images drawn until the first right one, one more than there are where none is right",
     "unanswered": "answers that were neither yes nor no, which count as no",
 }
-"""Columns of the MARS² table in words."""
+"""Explanations of the columns of the MARS² table."""
 PAPER_NAMES = {"direct": "direct_merge", "joint": "joint_training"}
-"""Methods that data/paper_results.yaml calls otherwise."""
+"""Methods that have another name in data/paper_results.yaml."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Sources of a table: short hashes, and the seed."""
+    """Origin of a table: short hashes of its inputs, and the seed."""
 
     base: str
     seed: int
@@ -46,14 +48,14 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with what is to be said about it; `str` of it is Markdown. Cells may have `**bold**` and `code`.
+    """A table with notes; `str(table)` is Markdown. Cells may contain `**bold**` and `code`.
 
     Parameters
     ----------
-    rows : the first cell of each is its label; those that are missing at the end are empty.
-    notes : paragraphs.
-    provenance : what it was made from, in a sentence.
-    shaded : whether cells begin with a share that may be shown as a shade.
+    rows : the first cell of each row is its label; cells that are missing at the end are empty.
+    notes : paragraphs below the table.
+    provenance : a sentence on the table's inputs.
+    shaded : true if cells begin with a share that the page may show as a shade.
     """
 
     heading: str
@@ -64,16 +66,8 @@ class Table:
     shaded: bool = False
 
     def __str__(self) -> str:
-        table = "\n".join(
-            f"| {' | '.join([*line, *[''] * (len(self.header) - len(line))])} |"
-            for line in [self.header, ["---"] + ["---:"] * (len(self.header) - 1), *self.rows]
-        )
-        return "\n\n".join(filter(None, [f"# {self.heading}", table, *self.notes, self.provenance])) + "\n"
-
-
-def title(method: str) -> str:
-    """Name of a method or a control in tables and figures."""
-    return METHODS[method].title if method in METHODS else CONTROLS[method].title
+        parts = [f"# {self.heading}", markdown(self.header, self.rows), *self.notes, self.provenance]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def mars2_table(
@@ -83,15 +77,15 @@ def mars2_table(
     judge: Figures,
     provenance: Provenance,
 ) -> Table:
-    """MARS² of every method between floors and ceilings, and the paper's Table 1.
+    """MARS² of every method between floors and ceilings, next to the paper's Table 1.
 
     Parameters
     ----------
-    metrics : method -> what `scores.summarise` gives, in the order of the rows.
+    metrics : method -> result of `score_table.summarise`, in the order of the rows.
     paper : name in the paper -> average and best.
-    judge : how far the judge can be trusted, as results/<base>/judge.json says.
+    judge : examination of the judge, from results/<base>/judge.json.
     """
-    # What says nothing new is not shown: families where they are as right as styles, and no unanswered questions.
+    # Columns that add nothing are left out: families that equal styles, and unanswered questions if there are none.
     known = all("family" in figures for figures in metrics.values())
     family = ["family"] * (known and any(figures["family"] != figures["style"] for figures in metrics.values()))
     unanswered = ["unanswered"] * any(figures["unanswered"] for figures in metrics.values())
@@ -127,24 +121,17 @@ def similarity_table(
     judge: Figures,
     provenance: Provenance,
 ) -> Table:
-    """CLIP-I, DINO and CLIP-T of every method, and the paper's Table A2; arguments as in `mars2_table`."""
-    names = ("clip_i", "dino", "clip_t")
-    shown = ("CLIP-I", "DINO", "CLIP-T")
-    header = [
-        "",
-        *(f"{name} [95%]" for name in shown),
-        "images",
-        "pairs",
-        *(f"paper: {name}" for name in shown),
-    ]
+    """CLIP-I, DINO and CLIP-T of every method, next to the paper's Table A2; arguments as in `mars2_table`."""
+    shown = [TITLES[name] for name in MEANS]
+    header = ["", *(f"{name} [95%]" for name in shown), "images", "pairs", *(f"paper: {name}" for name in shown)]
     rows = []
     for method in ordered(metrics):
         figures = metrics[method]
         published = paper.get(PAPER_NAMES.get(method, method), {})
         rows.append([
-            label(method), *(interval(figures, name, 3) for name in names),
+            label(method), *(interval(figures, name, 3) for name in MEANS),
             f"{figures['n_images']:.0f}", f"{figures['n_pairs']:.0f}",
-            *(f"{published[name]:.3f}" if name in published else "" for name in names),
+            *(f"{published[name]:.3f}" if name in published else "" for name in MEANS),
         ])  # fmt: skip
     notes = [
         "CLIP-I: mean cosine similarity to the style's picture; DINO: to the subject's pictures; CLIP-T: to "
@@ -163,13 +150,13 @@ def differences_table(
     resamples: int,
     provenance: Provenance,
 ) -> Table:
-    """MARS² average of each merging method less that of the best floor and of the methods above it in the table.
+    """MARS² average of each merging method minus that of the best floor and of the methods above it in the table.
 
     Parameters
     ----------
-    right : method -> what the judge found, for the same pairs.
+    right : method -> the judge's answers, for the same pairs.
     metrics : as in `mars2_table`.
-    seed, resamples : of the intervals.
+    seed, resamples : for the intervals.
     """
     methods = [name for name in right if name in METHODS]
     floors = [name for name in right if name in CONTROLS and CONTROLS[name].bound == "floor"]
@@ -198,14 +185,14 @@ def breakdown_table(
     resamples: int,
     provenance: Provenance,
 ) -> Table:
-    """MARS² average of every method for each subject or each style apart, as in the paper's Figure A7.
+    """MARS² average of every method for each subject or each style, as in the paper's Figure A7.
 
     Parameters
     ----------
-    right : method -> what the judge found.
-    kind : whose columns.
-    titles : name of a subject or style -> what the table calls it; the order of the columns.
-    seed, resamples : of the intervals.
+    right : method -> the judge's answers.
+    kind : a column for each subject, or for each style.
+    titles : name of a subject or style -> its title; in the order of the columns.
+    seed, resamples : for the intervals.
     """
     place = ("subject", "style").index(kind)
     parts = {
@@ -226,8 +213,13 @@ def breakdown_table(
     return Table(f"MARS² average by {kind} on the split {split}", header, rows, notes, str(provenance), shaded=True)
 
 
+def difference(first: Right, second: Right, seed: int, resamples: int) -> Interval:
+    """MARS² average of one method minus that of another, whose pairs are matched by name."""
+    return paired_difference(list(first.values()), [second[pair] for pair in first], seed, resamples)
+
+
 def _difference(first: Right, second: Right, seed: int, resamples: int) -> str:
-    found = paired_difference(list(first.values()), [second[pair] for pair in first], seed, resamples)
+    found = difference(first, second, seed, resamples)
     text = signed(found)
     return text if found.low <= 0 <= found.high else f"**{text}**"
 
@@ -239,7 +231,7 @@ def ordered(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def label(method: str) -> str:
-    """`title`, and of a control which bound it is."""
+    """`title`, followed by the kind of bound that a control is."""
     return f"{title(method)} ({CONTROLS[method].bound})" if method in CONTROLS else title(method)
 
 
@@ -271,7 +263,7 @@ def _areas(judge: Figures) -> str:
 
 
 def _alike(judge: Figures) -> str:
-    """Share of wrong pairs that the judge knows, and their number, for each way of being hard."""
+    """Share of wrong pairs that the judge recognises, and their number, for each kind of hard pair."""
     ways = {
         ("subject", "same_class"): "another subject of the class",
         ("subject", "recoloured"): "the subject's shape in other colours",
@@ -287,24 +279,3 @@ def _alike(judge: Figures) -> str:
 def _auc(judge: Figures, kind: Kind, score: str) -> str:
     own = f", the judge's own probability {interval(judge, f'{kind}_auc', 3)}" if f"{kind}_auc" in judge else ""
     return f"{interval(judge, f'{kind}_{score}_auc', 3)}{own}"
-
-
-def estimate(figures: Figures, name: str) -> Interval:
-    """A figure with its `_ci_low` and `_ci_high`."""
-    return Interval(figures[name], figures[f"{name}_ci_low"], figures[f"{name}_ci_high"])
-
-
-def interval(figures: Figures, name: str, digits: int = 2) -> str:
-    """The same, as `ends` writes it."""
-    return ends(estimate(figures, name), digits)
-
-
-def signed(found: Interval) -> str:
-    """`+0.14 [+0.02, +0.28]`, where what rounds to 0 has no minus."""
-    mean, low, high = (f"{round(value, 2) + 0.0:+.2f}" for value in found)
-    return f"{mean} [{low}, {high}]"
-
-
-def ends(found: Interval, digits: int = 2) -> str:
-    """`0.21 [0.10, 0.34]`."""
-    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"

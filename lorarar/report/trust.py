@@ -1,12 +1,13 @@
-"""Tables of how far the judge and the miniature world can be trusted."""
+"""Tables on the reliability of the judge and of the miniature world."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from lorarar.report.tables import Figures, Provenance, Table, interval, label, ordered
+from lorarar.report.tables import Figures, Provenance, Table, label, ordered
 from lorarar.scoring.judges import Kind
+from lorarar.tables import interval
 
 EXAMINED = {
     "balanced_accuracy": "balanced accuracy",
@@ -17,7 +18,7 @@ EXAMINED = {
     "recoloured_accuracy": "knows the subject's shape in other colours",
     "same_family_accuracy": "knows another style of the family",
 }
-"""Figures of an examination that have intervals, in words."""
+"""Figures of an examination that have intervals -> their descriptions."""
 CHECKS = {
     "base_plain.noun": "base, plain prompt: the noun is there",
     "base_styled.noun": "base, prompt with a style: the noun is there",
@@ -27,11 +28,11 @@ CHECKS = {
     "style_other_nouns.style": "style LoRA, other nouns: the style",
     "style_other_nouns.noun": "style LoRA, other nouns: the noun is there",
 }
-"""Checks of base and bank, in words."""
+"""Checks of base and bank -> their descriptions."""
 
 
 def judge_table(judge: Figures, provenance: Provenance) -> Table:
-    """Results of the judge's examination, one figure a row."""
+    """Examination of the judge, one row for each figure."""
     rows = []
     for name, words in EXAMINED.items():
         cells = []
@@ -56,7 +57,7 @@ def judge_table(judge: Figures, provenance: Provenance) -> Table:
 
 
 def world_table(found: Mapping[str, float], provenance: Provenance) -> Table:
-    """Answers of a recogniser that knows the truth, about the base and single LoRAs."""
+    """Checks of the base and of single LoRAs by a recogniser that knows the truth."""
     rows = [
         [words, interval(found, name, 3), f"{found[f'{name}_n']:.0f}"]
         for name, words in CHECKS.items()
@@ -71,7 +72,7 @@ def world_table(found: Mapping[str, float], provenance: Provenance) -> Table:
 def opinions_table(
     metrics: Mapping[str, Figures], recognised: Mapping[str, Any], split: str, provenance: Provenance
 ) -> Table:
-    """MARS² and the recogniser's answers about the same images."""
+    """MARS² next to the recogniser's answers on the same images."""
     known = [method for method in ordered(metrics) if f"{method}-{split}" in recognised]
     rows = []
     for method in known:

@@ -1,4 +1,4 @@
-"""Scores of single images, as tables on disk, and the figures that sum them up."""
+"""Scores of single images: their table on disk, and the figures that sum them up."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,13 +19,14 @@ from lorarar.scoring.statistics import bootstrap_mean
 
 @dataclass(frozen=True)
 class Row:
-    """One generated image and what the judges say of it.
+    """Scores of one generated image.
 
     Attributes
     ----------
-    subject_yes, style_yes : MARS²'s two answers; `_prob` are the judge's mean probabilities of yes, None where it gives
-        none; `_unanswered` are numbers of answers that were neither yes nor no, which count as no.
-    family_yes : right family of styles, whichever instance of it; None where nothing recognises families.
+    subject_yes, style_yes : the two answers of MARS².
+    subject_prob, style_prob : the judge's mean probability of yes; None if the judge gives no probabilities.
+    subject_unanswered, style_unanswered : number of answers that were neither yes nor no; they count as no.
+    family_yes : true if the family of styles is right; None if nothing recognises families.
     clip_i, dino, clip_t : mean cosine similarity to style references, to subject references, to the prompt.
     """
 
@@ -48,7 +50,7 @@ class Row:
 
     @property
     def soft(self) -> float | None:
-        """Probability that both answers are yes, as if they were independent; None where one is not known."""
+        """Probability that both answers are yes if they are independent; None if one is not known."""
         if self.subject_prob is None or self.style_prob is None:
             return None
         return self.subject_prob * self.style_prob
@@ -58,38 +60,58 @@ ARROW: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), bool: pa.boo
 ARROW |= {bool | None: pa.bool_(), float | None: pa.float64()}
 SCHEMA = pa.schema([(name, ARROW[kind]) for name, kind in get_type_hints(Row).items()])
 MEANS = ("clip_i", "dino", "clip_t")
-SHARES = {"subject": "subject_yes", "style": "style_yes", "family": "family_yes"}
+COLUMNS = {"subject": "subject_yes", "style": "style_yes", "family": "family_yes"}
+COLUMNS |= {name: name for name in MEANS} | {"mars2_soft": "soft"}
+"""Figures that are means over images -> attribute of `Row`."""
 ByPair = dict[tuple[str, str], list[Row]]
 
 
 def write(path: Path | str, rows: Sequence[Row]) -> None:
-    """Write rows as Parquet; equal rows make equal bytes."""
+    """Write rows as Parquet; equal rows give equal bytes."""
+    # Not by pandas: it would add its version and the schema once more, as metadata.
     with atomic(path) as temporary:
         pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA), temporary)
 
 
-def read(path: Path | str) -> list[Row]:
-    """Read what `write` wrote.
+def load(path: Path | str) -> pd.DataFrame:
+    """Read any table of scores, including columns that a scorer added.
 
     Raises
     ------
-    UserError
-        The file is missing, or not such a table.
+    UserError : the file is missing or damaged, or has no rows.
     """
     try:
-        table = pq.ParquetFile(path).read()
-        if table.schema != SCHEMA:
-            raise ValueError(f"other columns: {', '.join(table.column_names)}")
+        table = pd.read_parquet(path, dtype_backend="pyarrow")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such table of scores; make it first") from None
     except (OSError, ValueError) as error:  # pyarrow's own errors are of these two
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a table of scores ({reason}); delete it and run `dvc repro`") from None
-    if not table.num_rows:
-        raise UserError(f"{path}: no scores in it; delete it and run `dvc repro`")
-    return [Row(**record) for record in table.to_pylist()]
+        raise damaged(path, str(error)) from None
+    if table.empty:
+        raise UserError(f"{path}: no scores in it; delete it and make it again")
+    return table
+
+
+def damaged(path: Path | str, reason: str) -> UserError:
+    """The error for a file that is not a table of scores."""
+    first, _, _ = reason.partition("\n")
+    return UserError(f"{path}: not a table of scores ({first}); delete it and make it again")
+
+
+def read(path: Path | str) -> list[Row]:
+    """Read the rows that `write` wrote.
+
+    Raises
+    ------
+    UserError : as in `load`, or the columns differ from those of `Row`.
+    """
+    table = load(path)
+    if table.dtypes.to_dict() != {name: pd.ArrowDtype(SCHEMA.field(name).type) for name in SCHEMA.names}:
+        raise damaged(path, f"other columns: {', '.join(table.columns)}")
+    return [Row(**record) for record in table.astype(object).where(table.notna(), None).to_dict("records")]
 
 
 def by_pair(rows: Sequence[Row]) -> ByPair:
-    """(subject, style) -> its rows, pairs and rows in the order they come."""
+    """(subject, style) -> rows of the pair; pairs and rows keep their order."""
     pairs: ByPair = {}
     for row in rows:
         pairs.setdefault((row.subject, row.style), []).append(row)
@@ -100,12 +122,12 @@ def summarise(rows: Sequence[Row], seed: int, resamples: int) -> dict[str, float
     """All figures of one method on one split.
 
     Each mean is followed by `_ci_low` and `_ci_high`, the ends of its 95% interval by resampling whole pairs.
-    `mars2_soft`, the mean of `Row.soft`, and `family` are there only where they are known of every image.
+    `family` and `mars2_soft`, the mean of `Row.soft`, are included only if every image has them.
 
     Parameters
     ----------
-    rows : in the order of generation inside each pair.
-    seed, resamples : of the intervals.
+    rows : in the order of generation within each pair.
+    seed, resamples : for the intervals.
     """
     pairs = by_pair(rows).values()
     right = [[row.right for row in pair] for pair in pairs]
@@ -114,13 +136,9 @@ def summarise(rows: Sequence[Row], seed: int, resamples: int) -> dict[str, float
         "mars2_best": [[float(any(pair))] for pair in right],
         "attempts": [[float(mars2.pair_attempts(pair))] for pair in right],
     }
-    for name, column in (SHARES | {name: name for name in MEANS}).items():
-        if any(getattr(row, column) is None for row in rows):
-            continue
-        values[name] = [[float(getattr(row, column)) for row in pair] for pair in pairs]
-    soft = [[row.soft for row in pair if row.soft is not None] for pair in pairs]
-    if sum(map(len, soft)) == len(rows):
-        values["mars2_soft"] = soft
+    for name, column in COLUMNS.items():
+        if all(getattr(row, column) is not None for row in rows):
+            values[name] = [[float(getattr(row, column)) for row in pair] for pair in pairs]
     figures: dict[str, float] = {
         "n_images": len(rows),
         "n_pairs": len(pairs),

@@ -1,6 +1,4 @@
-"""Intervals, rates and rankings. Images of one subject-style pair are not independent, so pairs are what is
-resampled.
-"""
+"""Intervals, rates and rankings. Images of one subject-style pair are not independent, so pairs are resampled."""
 
 from __future__ import annotations
 
@@ -29,64 +27,80 @@ class Interval(NamedTuple):
 
 
 ByPair = Sequence[Sequence[float]] | Sequence[npt.NDArray]
-"""One sequence of values (one per image, or a single one) for every subject-style pair."""
+"""A sequence of values for each subject-style pair: one value per image, or only one."""
 
 
-def bootstrap_mean(
-    values_by_pair: ByPair,
-    seed: int,
-    n: int = 2000,
-    level: float = 0.95,
-) -> Interval:
+def drawn(pairs: int, seed: int, n: int) -> npt.NDArray[np.int64]:
+    """(n, pairs) indices of the pairs that each of `n` resamplings draws.
+
+    Raises
+    ------
+    ValueError : there are no pairs.
+    """
+    if pairs == 0:
+        raise ValueError("every pair needs at least one value, and there is at least one pair")
+    return np.random.default_rng(seed).integers(0, pairs, size=(n, pairs))
+
+
+def interval(estimate: float | npt.NDArray, resampled: npt.NDArray, level: float = 0.95) -> Interval:
+    """An estimate with the percentile interval of the resamplings in which it is defined; nan if it never is."""
+    defined = resampled[np.isfinite(resampled)]
+    if not np.isfinite(estimate) or not len(defined):
+        return Interval(float(estimate), float("nan"), float("nan"))
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(estimate), float(low), float(high))
+
+
+def bootstrap_mean(values_by_pair: ByPair, seed: int, n: int = 2000, level: float = 0.95) -> Interval:
     """Mean over all values, with the percentile interval of `n` resamplings of whole pairs.
 
     Parameters
     ----------
-    values_by_pair : as `ByPair`.
+    values_by_pair : as in `ByPair`.
     seed : of the resampling.
     n : number of resamplings.
     level : coverage of the interval.
 
     Raises
     ------
-    ValueError : no pair, or a pair without values.
+    ValueError : there are no pairs, or a pair has no values.
     """
-    drawn = _drawn(len(values_by_pair), seed, n)
-    return _interval(_mean(values_by_pair), _mean(values_by_pair, drawn), level)
+    draws = drawn(len(values_by_pair), seed, n)
+    return interval(_mean(values_by_pair), _mean(values_by_pair, draws), level)
 
 
 def paired_difference(first: ByPair, second: ByPair, seed: int, n: int = 2000, level: float = 0.95) -> Interval:
-    """Mean of `first` less mean of `second`, with the percentile interval of `n` resamplings of whole pairs.
+    """Mean of `first` minus mean of `second`, with the percentile interval of `n` resamplings of whole pairs.
 
-    Both methods were asked for the same pairs, and each resampling draws the same ones for both: what makes a pair
-    hard then cancels, and the interval is narrower than two separate ones suggest.
+    Both methods made images of the same pairs, and each resampling draws the same pairs for both. The difficulty of a
+    pair cancels, and the interval is narrower than two separate ones suggest.
 
     Parameters
     ----------
-    first, second : values of two methods for the same pairs in the same order; as `ByPair`.
+    first, second : values of two methods for the same pairs in the same order; as in `ByPair`.
     seed, n, level : as in `bootstrap_mean`.
 
     Raises
     ------
-    ValueError : no pair, a pair without values, or not as many pairs of one as of the other.
+    ValueError : there are no pairs, a pair has no values, or the numbers of pairs differ.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} pairs of one method and {len(second)} of the other")
-    drawn = _drawn(len(first), seed, n)
-    return _interval(_mean(first) - _mean(second), _mean(first, drawn) - _mean(second, drawn), level)
+    draws = drawn(len(first), seed, n)
+    return interval(_mean(first) - _mean(second), _mean(first, draws) - _mean(second, draws), level)
 
 
-def wilson(successes: int, n: int, z: float = 1.959963984540054) -> Interval:
-    """Share of successes with Wilson's score interval (1927), which behaves at 0 and 1."""
-    if not 0 <= successes <= n or n == 0:
-        raise ValueError(f"{successes} successes in {n} trials")
-    share = successes / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    # The ends are exact where all or none succeed; rounding would leave them a hair inside.
-    low = 0.0 if successes == 0 else float(centre - half)
-    high = 1.0 if successes == n else float(centre + half)
-    return Interval(share, low, high)
+def wilson(successes: int, n: int) -> Interval:
+    """Share of successes with Wilson's 95% score interval (1927), which is valid at 0 and 1.
+
+    Raises
+    ------
+    ValueError : there are no trials, or more successes than trials.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(successes, n).proportion_ci(method="wilson")
+    return Interval(successes / n, float(found.low), float(found.high))
 
 
 class Accuracy(NamedTuple):
@@ -99,11 +113,11 @@ class Accuracy(NamedTuple):
 
 
 def balanced_accuracy(truth: Sequence[bool], answers: Sequence[bool | None]) -> Accuracy:
-    """Mean of the accuracies on true and on false cases; an unanswered question is a wrong answer to either.
+    """Mean of the accuracies on true and on false cases; no answer counts as a wrong one.
 
     Raises
     ------
-    ValueError : lengths differ, or one of the two classes is absent.
+    ValueError : the lengths differ, or one of the two classes is absent.
     """
     cases = list(zip(truth, answers, strict=True))
     on_false = [answer is not False for label, answer in cases if not label]
@@ -117,17 +131,17 @@ def balanced_accuracy(truth: Sequence[bool], answers: Sequence[bool | None]) -> 
 def roc_auc(truth: Sequence[bool], scores: Sequence[float], seed: int, n: int = 2000, level: float = 0.95) -> Interval:
     """Area under the ROC curve: the chance that a true case scores above a false one, ties counting half.
 
-    It is the Mann-Whitney statistic as a share (Hanley and McNeil 1982). The interval is of `n` resamplings that draw
-    true and false cases separately, so that none is without either.
+    The area is the Mann-Whitney statistic as a share (Hanley and McNeil 1982). Each of the `n` resamplings draws true
+    and false cases separately, so that none lacks a class.
 
     Parameters
     ----------
-    truth, scores : of each case; a judge's probabilities of yes, for one.
+    truth, scores : one entry for each case; scores are for example a judge's probabilities of yes.
     seed, n, level : as in `bootstrap_mean`.
 
     Raises
     ------
-    ValueError : lengths differ, or one of the two classes is absent.
+    ValueError : the lengths differ, or one of the two classes is absent.
     """
     cases = list(zip(truth, scores, strict=True))
     true = np.array([score for label, score in cases if label], dtype=np.float64)
@@ -135,12 +149,13 @@ def roc_auc(truth: Sequence[bool], scores: Sequence[float], seed: int, n: int = 
     if not len(true) or not len(false):
         raise ValueError("an area under the curve needs true and false cases")
     random = np.random.default_rng(seed)
-    areas = [_area(random.choice(true, len(true)), random.choice(false, len(false))) for _ in range(n)]
-    return _interval(_area(true, false), np.array(areas), level)
+    draws = [(random.choice(true, len(true)), random.choice(false, len(false))) for _ in range(n)]
+    of_true, of_false = map(np.array, zip(*draws, strict=True))
+    return interval(_area(true, false), _area(of_true, of_false), level)
 
 
 def rank_agreement(scores: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str], float]:
-    """Kendall's tau-b between the rankings of methods by every two seeds, judges or wordings: 1 if all agree.
+    """Kendall's tau-b between the rankings of methods by any two seeds, judges or wordings: 1 if they agree.
 
     Parameters
     ----------
@@ -149,11 +164,11 @@ def rank_agreement(scores: Mapping[str, Mapping[str, float]]) -> dict[tuple[str,
     Returns
     -------
     dict
-        (one, another) -> tau; nan where one of them scores all methods alike.
+        (one, another) -> tau; nan if one of them scores all methods alike.
 
     Raises
     ------
-    ValueError : they do not score the same methods, or fewer than two.
+    ValueError : the methods differ, or there are fewer than two.
     """
     from scipy.stats import kendalltau
 
@@ -165,7 +180,7 @@ def rank_agreement(scores: Mapping[str, Mapping[str, float]]) -> dict[tuple[str,
 
 
 class Spread(NamedTuple):
-    """Spread of one score; `deviation` is the sample's (n - 1), `low` and `high` are the extremes."""
+    """Variation of one score; `deviation` is the sample's (n - 1), `low` and `high` are the extremes."""
 
     mean: float
     deviation: float
@@ -183,7 +198,7 @@ def spread(scores: Mapping[str, float]) -> Spread:
 
     Raises
     ------
-    ValueError : fewer than two, which have no spread.
+    ValueError : there are fewer than two scores.
     """
     values = list(scores.values())
     if len(values) < 2:
@@ -191,32 +206,21 @@ def spread(scores: Mapping[str, float]) -> Spread:
     return Spread(float(np.mean(values)), float(np.std(values, ddof=1)), min(values), max(values), len(values))
 
 
-def _drawn(pairs: int, seed: int, n: int) -> npt.NDArray[np.int64]:
-    """(n, pairs) which pairs each resampling draws."""
-    if pairs == 0:
-        raise ValueError("every pair needs at least one value, and there is at least one pair")
-    return np.random.default_rng(seed).integers(0, pairs, size=(n, pairs))
-
-
-def _mean(values_by_pair: ByPair, drawn: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float64]:
-    """Mean over all values; with `drawn`, (n,) means of the resamplings."""
+def _mean(values_by_pair: ByPair, draws: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float64]:
+    """Mean over all values; with `draws`, (n,) means of the resamplings."""
     sums = np.array([np.sum(np.asarray(values, dtype=np.float64)) for values in values_by_pair])
     counts = np.array([len(values) for values in values_by_pair])
     if (counts == 0).any():
         raise ValueError("every pair needs at least one value")
-    if drawn is not None:
-        sums, counts = sums[drawn], counts[drawn]
+    if draws is not None:
+        sums, counts = sums[draws], counts[draws]
     return sums.sum(axis=-1) / counts.sum(axis=-1)
 
 
-def _interval(estimate: float | npt.NDArray, resampled: npt.NDArray, level: float) -> Interval:
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(estimate), float(low), float(high))
+def _area(true: npt.NDArray[np.float64], false: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(...) areas of (..., true cases) and (..., false cases)."""
+    from scipy.stats import mannwhitneyu
 
-
-def _area(true: npt.NDArray[np.float64], false: npt.NDArray[np.float64]) -> float:
-    from scipy.stats import rankdata
-
-    ranks = rankdata(np.concatenate([true, false]))
-    wins = ranks[: len(true)].sum() - len(true) * (len(true) + 1) / 2
-    return float(wins / (len(true) * len(false)))
+    # No p-value is used; the asymptotic one is the quickest.
+    wins = mannwhitneyu(true, false, axis=-1, method="asymptotic").statistic
+    return wins / (true.shape[-1] * false.shape[-1])

@@ -1,6 +1,6 @@
-"""The human study: pairs of generated images are shown to raters, who say which is better; and what their votes say."""
+"""The human study: raters see pairs of generated images and say which is better; votes become tables."""
 
 from typing import Literal
 
 Scenario = Literal["random", "best"]
-"""Choice of a method's image for a pair: any, or one that the judge accepted."""
+"""Choice of a method's image of a pair: any, or one that the judge accepted."""

@@ -1,4 +1,4 @@
-"""Build a study from generated images, their scores and the references."""
+"""Builds a study from generated images, their scores and the references."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Pair = tuple[str, str]
 
 
 class NothingToCompare(UserError):
-    """The images there are do not suffice for the study asked for."""
+    """There are too few suitable images for the study."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Sources of a study, laid out as the benchmark lays them out.
+    """Folders of a study's inputs, with the layout of the benchmark.
 
     Attributes
     ----------
     images : `<method>/<split>/<subject>+<style>/<NN>.png`.
-    scores : `<method>-<split>.parquet`, as the stage `score` writes them.
+    scores : `<method>-<split>.parquet`, written by the stage `score`.
     references : `subjects/<name>/00.png` and `styles/<name>/00.png`.
     """
 
@@ -62,24 +62,24 @@ def build(
     checks_from: str | None = None,
     seed: int = 0,
 ) -> Manifest:
-    """Write a study: `manifest.json` and `images/`, each picture under a name that tells nothing.
+    """Write a study: `manifest.json` and `images/`, each picture under a random name.
 
-    One image of each method stands for a pair in all its comparisons (section 4). The names are drawn again in every
-    build: otherwise a person who knows the seed could tell the methods by them.
+    One image of each method represents a pair in all its comparisons (section 4). The names do not depend on the seed:
+    raters who know it could otherwise tell the methods.
 
     Parameters
     ----------
-    methods : compared each with each.
-    scenario : `random` takes any image; `best` one of those that the judge accepted.
+    methods : every method is compared with every other.
+    scenario : `random` takes any image, `best` one that the judge accepted.
     pairs : `<subject>+<style>` to keep; all by default.
-    repeats : comparisons that each rater sees twice.
-    checks : comparisons of an accepted image of the pair with one of another subject in another style.
-    checks_from : a method whose accepted images make the checks and the example; by default any of `methods`.
+    repeats : number of comparisons that each rater sees twice.
+    checks : number of comparisons of an accepted image with one of another subject in another style.
+    checks_from : method whose accepted images make the checks and the example; any of `methods` by default.
 
     Raises
     ------
-    UserError : something is missing.
-    NothingToCompare : too few images that the judge accepted.
+    UserError : an input is missing, or the study exists.
+    NothingToCompare : the judge accepted too few images.
     """
     if out.exists():
         raise UserError(f"{out}: exists; a study is never changed, give another name or remove it")
@@ -139,7 +139,7 @@ def build(
     hidden = out.with_name(f".{out.name}")
     shutil.rmtree(hidden, ignore_errors=True)
     for image, path in files.items():
-        # Written again, so that a generator's metadata stays behind.
+        # Only the pixels are copied: a file's metadata may name its generator.
         pictures.write(hidden / "images" / f"{image}.png", pictures.read(path))
     manifest = Manifest(
         scenario=scenario,
@@ -171,7 +171,7 @@ def _pairs(rows: dict[str, dict[Pair, list[Row]]], methods: Sequence[str], names
 
 
 def _example(right, known, option) -> Item:
-    """Two images in a style, the second of the subject asked for: as Figure A4's."""
+    """Two images in one style, the second with the right subject, as in Figure A4."""
     for method, row in right:
         for other, wrong in known:
             if wrong.style_yes and wrong.style == row.style and wrong.subject != row.subject:

@@ -1,4 +1,4 @@
-"""A study, frozen: what is compared, by which pictures, and in which order and on which side each rater sees it."""
+"""The manifest of a study: its comparisons and pictures, and the order and sides in which each rater sees them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Part(BaseModel):
 
 
 class Option(Part):
-    """One image: whose it is, of which pair, its number there, and the opaque name it is shown under."""
+    """One image: its method, its pair, its number in the pair, and the random name under which it is shown."""
 
     method: str
     subject: str
@@ -35,7 +35,7 @@ class Option(Part):
 
 
 class Item(Part):
-    """Two images to choose from for one subject and style. Of a check, the first option is right, the other wrong."""
+    """Two images of one subject and style to choose from. The first option of a check is the right one."""
 
     kind: Literal["pair", "check"]
     subject: str
@@ -44,16 +44,16 @@ class Item(Part):
 
 
 class Manifest(Part):
-    """All of a study.
+    """Contents of a study.
 
     Attributes
     ----------
-    seed : of which images were chosen, and of every rater's order and sides.
-    repeats : comparisons that each rater sees once more, sides exchanged.
+    seed : for the choice of images, and for every rater's order and sides.
+    repeats : number of comparisons that each rater sees once more, with sides exchanged.
     example : explained before the first comparison; its second option is right.
-    references : `subjects/<name>` and `styles/<name>` -> the picture shown.
+    references : `subjects/<name>` and `styles/<name>` -> name of the picture.
     left_out : comparisons that could not be made, with the reason.
-    images : every picture's opaque name -> SHA-256 of its file.
+    images : name of every picture -> SHA-256 of its file.
     """
 
     format: Literal[1] = 1
@@ -83,7 +83,7 @@ class Manifest(Part):
 
 @dataclass(frozen=True)
 class Slot:
-    """A rater's item at one position: `swapped` puts an item's first option on the right."""
+    """A position in a rater's sequence; `swapped` puts the item's first option on the right."""
 
     item: int
     swapped: bool
@@ -91,9 +91,9 @@ class Slot:
 
 
 def playlist(manifest: Manifest, rater: str) -> list[Slot]:
-    """All items in a rater's own order and sides, both from the seed; repeats come in the second half.
+    """All items in a rater's order and sides, both drawn from the seed; repeats come in the second half.
 
-    As many items as not have their sides exchanged, so that a rater who always says *Option 1* prefers nothing.
+    Half of the items have their sides exchanged, so that a rater who always says *Option 1* prefers nothing.
     """
     random = Random(f"{manifest.seed} {rater}")
     order = random.sample(range(len(manifest.items)), len(manifest.items))
@@ -121,7 +121,7 @@ class Study:
 
         Raises
         ------
-        UserError : there is no study, its manifest is damaged, or a picture is missing or has changed.
+        UserError : the study does not exist, its manifest is damaged, or a picture is missing or has changed.
         """
         folder = Path(folder)
         path = folder / "manifest.json"
@@ -140,12 +140,12 @@ class Study:
         return study
 
     def image(self, name: str) -> bytes:
-        """Content of a picture, which is never shown after it has changed.
+        """Content of a picture; a picture that has changed is never shown.
 
         Raises
         ------
-        KeyError : no picture is called so.
-        UserError : its file is missing or has changed.
+        KeyError : there is no picture of this name.
+        UserError : the file is missing or has changed.
         """
         expected = self.manifest.images[name]
         path = self.folder / "images" / f"{name}.png"
@@ -159,5 +159,5 @@ class Study:
 
 
 def spoken(name: str) -> str:
-    """A subject's or a style's name as raters read it: `oil_painting2` is "oil painting"."""
+    """Name of a subject or style for raters: `oil_painting2` becomes "oil painting"."""
     return re.sub(r"\d+$", "", name).replace("_", " ").strip() or name

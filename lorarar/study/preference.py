@@ -1,4 +1,4 @@
-"""Agreement of raters and strength of methods. Subject-style pairs are what is resampled, as everywhere here."""
+"""Agreement of raters, strength of methods, correlation of metrics with votes."""
 
 from __future__ import annotations
 
@@ -8,23 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lorarar.scoring.statistics import Interval
-
 Floats = npt.NDArray[np.float64]
-
-
-def drawn(pairs: int, seed: int, n: int) -> npt.NDArray[np.int64]:
-    """(n, pairs) which pairs each of `n` resamplings draws."""
-    return np.random.default_rng(seed).integers(0, pairs, size=(n, pairs))
-
-
-def interval(estimate: float, resampled: Floats, level: float = 0.95) -> Interval:
-    """An estimate with the percentile interval of those resamplings in which it is defined."""
-    defined = resampled[np.isfinite(resampled)]
-    if not np.isfinite(estimate) or not len(defined):
-        return Interval(float(estimate), float("nan"), float("nan"))
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(estimate), float(low), float(high))
 
 
 def coincidences(units: Sequence[Sequence[int]], values: int) -> Floats:
@@ -32,8 +16,8 @@ def coincidences(units: Sequence[Sequence[int]], values: int) -> Floats:
 
     Parameters
     ----------
-    units : the values, from 0, that each unit was given; units with fewer than two say nothing.
-    values : how many there are.
+    units : the values, from 0, that each unit was given; units with fewer than two are ignored.
+    values : number of different values.
 
     Returns
     -------
@@ -53,12 +37,12 @@ def krippendorff_alpha(matrix: Floats, level: Literal["nominal", "ordinal"] = "o
     Parameters
     ----------
     matrix : `coincidences`.
-    level : `nominal` takes all disagreements as equal; `ordinal` those as larger that have more values between.
+    level : `nominal` treats all disagreements alike; `ordinal` weighs them by the values in between.
 
     Returns
     -------
     float
-        1 for full agreement, 0 for what chance gives; nan where only one value was ever given.
+        1 for full agreement, 0 for agreement by chance; nan if only one value was ever given.
     """
     totals = matrix.sum(axis=0)
     if level == "nominal":
@@ -71,16 +55,16 @@ def krippendorff_alpha(matrix: Floats, level: Literal["nominal", "ordinal"] = "o
 
 
 def bradley_terry(wins: Floats, limit: int = 10_000, tolerance: float = 1e-12) -> Floats:
-    """Strengths p that sum to 1, where i beats j with probability p_i / (p_i + p_j); maximum likelihood.
+    """Maximum-likelihood strengths p that sum to 1; i beats j with probability p_i / (p_i + p_j).
 
-    By the iteration of Hunter (2004, "MM algorithms for generalized Bradley-Terry models"). A method that never won
-    has strength 0, the limit of its likelihood.
+    The iteration is that of Hunter (2004, "MM algorithms for generalized Bradley-Terry models"). A method that never
+    won has strength 0, the limit of its likelihood.
 
     Parameters
     ----------
-    wins : (..., methods, methods) how often i beat j; a tie is half a win for each.
-    limit : of iterations.
-    tolerance : largest change of a strength that counts as none.
+    wins : (..., methods, methods) number of times that i beat j; a tie is half a win for each.
+    limit : largest number of iterations.
+    tolerance : the iteration ends when no strength changes by more.
 
     Returns
     -------
@@ -102,14 +86,14 @@ def bradley_terry(wins: Floats, limit: int = 10_000, tolerance: float = 1e-12) -
 
 
 def comparable(wins: Floats) -> bool:
-    """Were all methods compared, directly or through others? Otherwise they have no common scale."""
+    """True if all methods were compared, directly or through others, so that they have a common scale."""
     from scipy.sparse.csgraph import connected_components
 
     return connected_components(wins + wins.T > 0, directed=False, return_labels=False) == 1
 
 
 def correlations(first: Floats, second: Floats) -> Floats:
-    """Pearson's r, Spearman's rho and Kendall's tau-b, in this order; nan where one side is constant."""
+    """Pearson's r, Spearman's rho and Kendall's tau-b, in this order; nan if one side is constant."""
     from scipy.stats import kendalltau, rankdata
 
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:

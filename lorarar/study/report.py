@@ -1,4 +1,4 @@
-"""The results of a study as tables, for people and for machines. Simulated raters are called so in every table."""
+"""Tables of a study's results, for people and for machines. Every table says if its raters are simulated."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorarar.data.controls import CONTROLS
 from lorarar.files import atomic, write_json
-from lorarar.merge.registry import METHODS
 from lorarar.study.results import correlate, read_metrics, summarise
 from lorarar.study.votes import Vote, as_csv, as_json
+from lorarar.tables import TITLES, interval, markdown, title
 
 NAMES = ("votes.csv", "votes.json", "results.json", "results.md")
-TITLES = {"clip_i": "CLIP-I", "dino": "DINO", "clip_t": "CLIP-T", "mars2": "MARS²"}
 SUBSETS = {"all": "all raters", "without_flagged": "without flagged raters"}
 
 
@@ -31,9 +29,9 @@ def write(
     Parameters
     ----------
     scores : folder of the images' scores; without it no metric is correlated.
-    seed, resamples : of the intervals.
-    paper : what was published: `metric_human_correlation`, by metric, and `human_evaluation`.
-    provenance : what the votes and scores were made from.
+    seed, resamples : for the intervals.
+    paper : published figures: `metric_human_correlation`, by metric, and `human_evaluation`.
+    provenance : a sentence on the origin of votes and scores.
     """
     figures = summarise(votes, seed, resamples)
     figures["correlations"] = correlate(votes, read_metrics(scores), seed, resamples) if scores else []
@@ -83,17 +81,17 @@ def _scenario(heading: str, found: Mapping[str, Any], who: str) -> list[str]:
     rows = [
         [
             f"{title(row['methods'][0])} against {title(row['methods'][1])}",
-            *(_interval(row, name) for name in ("better", "similar", "worse", "better_or_similar")),
+            *(interval(row, name) for name in ("better", "similar", "worse", "better_or_similar")),
             *(str(row[name]) for name in ("n_votes", "n_raters", "n_pairs")),
         ]
         for row in found["comparisons"]
     ]
     header = ["", "better", "similar", "worse", "better or similar", "votes", who, "pairs"]
-    parts = [f"## {heading} ({who})", _table(header, rows)]
+    parts = [f"## {heading} ({who})", markdown(header, rows)]
     if found["strengths"]:
         strengths = sorted(found["strengths"], key=lambda row: -row["strength"])
-        rows = [[title(row["method"]), _interval(row, "strength", 3), str(row["n_votes"])] for row in strengths]
-        parts.append(_table([f"Bradley-Terry ({who})", "strength", "votes"], rows))
+        rows = [[title(row["method"]), interval(row, "strength", 3), str(row["n_votes"])] for row in strengths]
+        parts.append(markdown([f"Bradley-Terry ({who})", "strength", "votes"], rows))
         parts.append(
             "Strengths sum to 1: one of .6 beats one of .2 three times in four. *Similar* is half a win for each."
         )
@@ -102,15 +100,15 @@ def _scenario(heading: str, found: Mapping[str, Any], who: str) -> list[str]:
     agreement, facts = found["agreement"], []
     if agreement["n_comparisons"]:
         facts.append(
-            f"Agreement, Krippendorff's alpha: {_interval(agreement, 'alpha_ordinal')} ordinal, "
-            f"{_interval(agreement, 'alpha_nominal')} nominal ({agreement['n_comparisons']} comparisons)."
+            f"Agreement, Krippendorff's alpha: {interval(agreement, 'alpha_ordinal')} ordinal, "
+            f"{interval(agreement, 'alpha_nominal')} nominal ({agreement['n_comparisons']} comparisons)."
         )
     for name, text in {
         "option_1": "Side: *Option 1* is {} of the answers other than *Similar* (n = {}).",
         "repeats_same": "Repeats: {} answered as the first time (n = {}).",
     }.items():
         if found[name]:
-            facts.append(text.format(_interval(found[name], "share"), found[name]["n"]))
+            facts.append(text.format(interval(found[name], "share"), found[name]["n"]))
     if "seconds" in found:
         time = found["seconds"]
         low, high = time["quartiles"]
@@ -120,25 +118,26 @@ def _scenario(heading: str, found: Mapping[str, Any], who: str) -> list[str]:
 
 def _correlations(rows: Sequence[Mapping[str, Any]], paper: Mapping[str, float], who: str) -> list[str]:
     header = ["metric", "scenario", "images", "Pearson", "Spearman", "Kendall", "n", "pairs", "paper: Pearson"]
-    lines = [
-        [
-            TITLES.get(row["metric"], row["metric"]),
-            row["scenario"],
-            "all methods" if row["images"] == "all" else title(row["images"]),
-            *(_interval(row, name) for name in ("pearson", "spearman", "kendall")),
-            str(row["n_images"]),
-            str(row["n_pairs"]),
-            f"{paper[row['metric']]:.2f}" if row["metric"] in paper else "",
-        ]
-        for row in rows
-    ]
+    lines = [[*correlation(row), str(row["n_images"]), str(row["n_pairs"]), published(row, paper)] for row in rows]
     return [
         f"## Metrics against the score of {who}",
-        _table(header, lines),
+        markdown(header, lines),
         "The score of an image is the mean of 1 (better), 0 (similar) and -1 (worse) over its votes. n counts images. "
         "A dash: not defined, as all images have the same value. The paper's figures are of images of its direct merge "
         "(section 5.1), judged by people.",
     ]
+
+
+def correlation(row: Mapping[str, Any]) -> list[str]:
+    """Cells of a correlation: metric, scenario, images, and the three coefficients with their intervals."""
+    images = "all methods" if row["images"] == "all" else title(row["images"])
+    metric = TITLES.get(row["metric"], row["metric"])
+    return [metric, row["scenario"], images, *(interval(row, name) for name in ("pearson", "spearman", "kendall"))]
+
+
+def published(row: Mapping[str, Any], paper: Mapping[str, float]) -> str:
+    """Cell of the paper's coefficient for the metric of a row; empty if there is none."""
+    return f"{paper[row['metric']]:.2f}" if row["metric"] in paper else ""
 
 
 def _raters(raters: Sequence[Mapping[str, Any]], who: str) -> list[str]:
@@ -155,23 +154,4 @@ def _raters(raters: Sequence[Mapping[str, Any]], who: str) -> list[str]:
         ]
         for row in raters
     ]
-    return [f"## {who.capitalize()} one by one", _table(header, rows)]
-
-
-def title(method: str) -> str:
-    """Name of a method in tables: its title, or for methods of others the name in the votes."""
-    known = METHODS.get(method) or CONTROLS.get(method)
-    return known.title if known else method
-
-
-def _interval(row: Mapping[str, Any], name: str, digits: int = 2) -> str:
-    if row[name] is None:
-        return "–"
-    if row[f"{name}_ci_low"] is None:
-        return f"{row[name]:.{digits}f}"
-    return f"{row[name]:.{digits}f} [{row[f'{name}_ci_low']:.{digits}f}, {row[f'{name}_ci_high']:.{digits}f}]"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return [f"## {who.capitalize()} one by one", markdown(header, rows)]

@@ -1,57 +1,58 @@
-"""Results of votes: preferences, strengths, agreement, bias, raters to check, and correlation with metrics."""
+"""Figures of votes: preferences, strengths, agreement, bias, doubtful raters, and correlation with metrics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import numpy.typing as npt
+import pandas as pd
 
 from lorarar.errors import UserError
-from lorarar.scoring.statistics import Interval, bootstrap_mean, wilson
-from lorarar.study.preference import (
-    bradley_terry,
-    coincidences,
-    comparable,
-    correlations,
-    drawn,
-    interval,
-    krippendorff_alpha,
-)
+from lorarar.scoring.score_table import damaged, load
+from lorarar.scoring.statistics import Interval, bootstrap_mean, drawn, interval, wilson
+from lorarar.study.preference import bradley_terry, coincidences, comparable, correlations, krippendorff_alpha
 from lorarar.study.votes import Vote
 
-Pair = tuple[str, str]
-Image = tuple[str, str, str, int]
-"""Method, subject, style, number."""
-
+PAIR = ["subject", "style"]
+IMAGE = ["method", *PAIR, "index"]
 METRICS = ("clip_i", "dino", "clip_t", "mars2")
-PARTS = {"family_yes", *(f"{side}_{part}" for side in ("subject", "style") for part in ("yes", "prob", "unanswered"))}
-"""Columns of scores that are no metrics of their own: MARS² is made of them, or they are about the judge."""
+PARTS = ["family_yes", *(f"{side}_{part}" for side in PAIR for part in ("yes", "prob", "unanswered"))]
+"""Columns of scores that are not metrics: MARS² is made of them, or they are about the judge."""
 
 
 def summarise(votes: Sequence[Vote], seed: int, resamples: int) -> dict[str, Any]:
     """All figures of a table of votes, each with its interval and its sample size.
 
-    Raters who failed a check are flagged and counted; with any, all figures come a second time without them.
+    Raters who failed a check are flagged and counted. If there are any, all figures come a second time without them.
 
     Parameters
     ----------
     votes : of real or of simulated raters, not of both.
-    seed, resamples : of the intervals.
+    seed, resamples : for the intervals.
     """
-    raters = [_rater(name, [vote for vote in votes if vote.rater == name]) for name in sorted({v.rater for v in votes})]
-    flagged = {rater["rater"] for rater in raters if rater["flagged"]}
+    table = pd.DataFrame([
+        {
+            **vote.model_dump(),
+            "first": vote.methods[0],
+            "second": vote.methods[1],
+            "preference": vote.preference,
+            "question": vote.question,
+        }
+        for vote in votes
+    ])  # fmt: skip
+    raters = [_rater(name, of) for name, of in table.groupby("rater")]
+    flagged = [rater["rater"] for rater in raters if rater["flagged"]]
     scenarios: dict[str, Any] = {}
-    for scenario in sorted({vote.scenario for vote in votes}, reverse=True):  # random, best
-        chosen = [vote for vote in votes if vote.scenario == scenario]
-        scenarios[scenario] = {"all": _figures(chosen, seed, resamples)}
-        kept = [vote for vote in chosen if vote.rater not in flagged]
-        if flagged and kept:
-            scenarios[scenario]["without_flagged"] = _figures(kept, seed, resamples)
+    for scenario, chosen in reversed(list(table.groupby("scenario"))):  # random, best
+        scenarios[str(scenario)] = {"all": _figures(chosen, seed, resamples)}
+        kept = chosen[~chosen["rater"].isin(flagged)]
+        if flagged and len(kept):
+            scenarios[str(scenario)]["without_flagged"] = _figures(kept, seed, resamples)
     return {
         "simulated": votes[0].simulated == "1",
         "n_votes": len(votes),
@@ -62,19 +63,20 @@ def summarise(votes: Sequence[Vote], seed: int, resamples: int) -> dict[str, Any
     }
 
 
-def image_scores(votes: Sequence[Vote]) -> dict[Image, float]:
-    """The human score of each image: the mean of 1 (better), 0 (similar) and -1 (worse) over its votes."""
-    given: dict[Image, list[int]] = {}
-    for vote in votes:
-        if vote.kind == "pair" and vote.image_1 is not None and vote.image_2 is not None:
-            first = {"1": 1, "similar": 0, "2": -1}[vote.choice]
-            given.setdefault((vote.method_1, vote.subject, vote.style, vote.image_1), []).append(first)
-            given.setdefault((vote.method_2, vote.subject, vote.style, vote.image_2), []).append(-first)
-    return {image: float(np.mean(values)) for image, values in given.items()}
+def image_scores(votes: Sequence[Vote]) -> pd.Series:
+    """Human score of each image by `IMAGE`: the mean of 1 (better), 0 (similar) and -1 (worse) over its votes."""
+    given = [
+        (method, vote.subject, vote.style, image, sign * {"1": 1, "similar": 0, "2": -1}[vote.choice])
+        for vote in votes
+        if vote.kind == "pair" and vote.image_1 is not None and vote.image_2 is not None
+        for method, image, sign in ((vote.method_1, vote.image_1, 1), (vote.method_2, vote.image_2, -1))
+    ]
+    table = pd.DataFrame(given, columns=[*IMAGE, "score"]).astype({"score": float})
+    return table.groupby(IMAGE, sort=False)["score"].mean()
 
 
-def read_metrics(folder: Path) -> dict[Image, dict[str, float]]:
-    """Every metric of every image, from the tables `<method>-<split>.parquet` that the stage `score` writes.
+def read_metrics(folder: Path) -> pd.DataFrame:
+    """Every metric of every image by `IMAGE`, from the tables `<method>-<split>.parquet` of the stage `score`.
 
     A column that a scorer added is a metric too.
 
@@ -82,56 +84,55 @@ def read_metrics(folder: Path) -> dict[Image, dict[str, float]]:
     ------
     UserError : there is no such table, or one is damaged.
     """
-    found: dict[Image, dict[str, float]] = {}
     paths = sorted(folder.glob("*-*.parquet"))
     if not paths:
         raise UserError(f"{folder}: no tables of scores called <method>-<split>.parquet")
+    tables = []
     for path in paths:
-        method = path.stem.rpartition("-")[0]
+        table = load(path).assign(method=path.stem.rpartition("-")[0])
         try:
-            for row in pq.ParquetFile(path).read().to_pylist():
-                image = (method, row.pop("subject"), row.pop("style"), row.pop("index"))
-                values = {name: float(value) for name, value in row.items() if name not in PARTS and value is not None}
-                found[image] = values | {"mars2": float(row["subject_yes"] and row["style_yes"])}
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: not a table of scores ({error!r}); delete it and run `dvc repro`") from None
-    return found
+            table["mars2"] = table["subject_yes"] & table["style_yes"]
+            tables.append(table.set_index(IMAGE).drop(columns=PARTS, errors="ignore").astype(float))
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(path, repr(error)) from None
+    found = pd.concat(tables)
+    return found[~found.index.duplicated(keep="last")]
 
 
-def correlate(
-    votes: Sequence[Vote], metrics: Mapping[Image, Mapping[str, float]], seed: int, resamples: int
-) -> list[dict[str, Any]]:
-    """Every metric against the human score, over images (section 5.1): of all methods, and of direct merge alone.
+def correlate(votes: Sequence[Vote], metrics: pd.DataFrame, seed: int, resamples: int) -> list[dict[str, Any]]:
+    """Correlation of every metric with the human score, over all images and over those of direct merge (section 5.1).
+
+    Parameters
+    ----------
+    metrics : as `read_metrics` returns them.
 
     Returns
     -------
     list
-        A row for each scenario, choice of images and metric; None where one side is constant.
+        A row for each scenario, choice of images and metric; None if one side is constant.
     """
     rows = []
     for scenario in sorted({vote.scenario for vote in votes}, reverse=True):
         scores = image_scores([vote for vote in votes if vote.scenario == scenario])
+        scores = scores[scores.index.isin(metrics.index)]
+        scored = metrics.loc[scores.index].assign(score=scores)
         for images in ("all", "direct"):
-            pairs: dict[Pair, list[Image]] = {}
-            for image in scores:
-                if image in metrics and images in ("all", image[0]):
-                    pairs.setdefault(image[1:3], []).append(image)
-            if not pairs:
+            chosen = scored if images == "all" else scored[scored.index.get_level_values("method") == images]
+            if chosen.empty:
                 continue
-            chosen = [image for group in pairs.values() for image in group]
-            names = set.intersection(*(set(metrics[image]) for image in chosen))
-            for metric in [*METRICS, *sorted(names - set(METRICS))]:
-                if metric not in names:
-                    continue
-                groups = [
-                    np.array([(scores[image], metrics[image][metric]) for image in group]) for group in pairs.values()
-                ]
-                row = {"scenario": scenario, "images": images, "metric": metric}
-                rows.append(row | {"n_images": len(chosen), "n_pairs": len(pairs)} | _three(groups, seed, resamples))
+            chosen = chosen.dropna(axis="columns")
+            groups = [group for _, group in chosen.groupby(PAIR, sort=False)]
+            for metric in [*METRICS, *sorted(set(chosen) - {*METRICS, "score"})]:
+                if metric in chosen:
+                    row = {"scenario": scenario, "images": images, "metric": metric}
+                    row |= {"n_images": len(chosen), "n_pairs": len(groups)}
+                    values = [group[["score", metric]].to_numpy() for group in groups]
+                    rows.append(row | _correlations(values, seed, resamples))
     return rows
 
 
-def _three(groups: Sequence[Any], seed: int, resamples: int) -> dict[str, Any]:
+def _correlations(groups: Sequence[npt.NDArray[np.float64]], seed: int, resamples: int) -> dict[str, Any]:
+    """Correlations of two values, given as (images, 2) for each pair."""
     draws = drawn(len(groups), seed, resamples)
     resampled = np.array([correlations(*np.concatenate([groups[g] for g in draw]).T) for draw in draws])
     estimates = correlations(*np.concatenate(groups).T)
@@ -141,87 +142,76 @@ def _three(groups: Sequence[Any], seed: int, resamples: int) -> dict[str, Any]:
     return figures
 
 
-def _rater(name: str, votes: Sequence[Vote]) -> dict[str, Any]:
-    checks = [vote.choice == vote.expected for vote in votes if vote.kind == "check"]
-    first = {vote.question: vote.preference for vote in votes if vote.kind == "pair"}
-    again = [v.preference == first[v.question] for v in votes if v.kind == "repeat" and v.question in first]
-    seconds = [vote.seconds for vote in votes if vote.seconds is not None]
+def _rater(name: Any, votes: pd.DataFrame) -> dict[str, Any]:
+    checks, asked, repeats = (votes[votes["kind"] == kind] for kind in ("check", "pair", "repeat"))
+    failed = sum(checks["choice"] != checks["expected"])
+    first = dict(zip(asked["question"], asked["preference"], strict=True))
+    again = zip(repeats["question"], repeats["preference"], strict=True)
+    same = [preference == first[question] for question, preference in again if question in first]
+    seconds = votes["seconds"].dropna()
     return {
         "rater": name,
         "votes": len(votes),
         "checks": len(checks),
-        "checks_failed": checks.count(False),
-        "repeats": len(again),
-        "repeats_same": sum(again),
-        "option_1": sum(vote.choice == "1" for vote in votes),
-        "option_2": sum(vote.choice == "2" for vote in votes),
-        "median_seconds": round(median(seconds), 3) if seconds else None,
-        "flagged": not all(checks),
+        "checks_failed": failed,
+        "repeats": len(same),
+        "repeats_same": sum(same),
+        "option_1": sum(votes["choice"] == "1"),
+        "option_2": sum(votes["choice"] == "2"),
+        "median_seconds": round(median(seconds), 3) if len(seconds) else None,
+        "flagged": bool(failed),
     }
 
 
-def _figures(votes: Sequence[Vote], seed: int, resamples: int) -> dict[str, Any]:
-    """Figures of one scenario. Repeats and checks examine raters; they are no further votes for a method."""
-    asked = [vote for vote in votes if vote.kind == "pair"]
-    sides = [vote.choice for vote in votes if vote.kind != "check" and vote.choice != "similar"]
-    raters = [_rater(name, [vote for vote in votes if vote.rater == name]) for name in {vote.rater for vote in votes}]
-    seconds = [vote.seconds for vote in votes if vote.seconds is not None]
+def _figures(votes: pd.DataFrame, seed: int, resamples: int) -> dict[str, Any]:
+    """Figures of one scenario. Repeats and checks examine raters; they are not further votes for a method."""
+    asked = votes[votes["kind"] == "pair"]
+    sides = votes[(votes["kind"] != "check") & (votes["choice"] != "similar")]["choice"]
+    raters = [_rater(name, of) for name, of in votes.groupby("rater")]
+    seconds = votes["seconds"].dropna()
     figures: dict[str, Any] = {
         "n_votes": len(asked),
-        "n_raters": len({vote.rater for vote in votes}),
-        "n_pairs": len({(vote.subject, vote.style) for vote in asked}),
+        "n_raters": len(raters),
+        "n_pairs": asked.groupby(PAIR).ngroups,
         "comparisons": [
-            _comparison(methods, [vote for vote in asked if vote.methods == methods], seed, resamples)
-            for methods in sorted({vote.methods for vote in asked})
+            _comparison(methods, of, seed, resamples) for methods, of in asked.groupby(["first", "second"])
         ],
         "strengths": _strengths(asked, seed, resamples),
         "agreement": _agreement(asked, seed, resamples),
-        "option_1": _share(sides.count("1"), len(sides)),
+        "option_1": _share(sum(sides == "1"), len(sides)),
         "repeats_same": _share(sum(r["repeats_same"] for r in raters), sum(r["repeats"] for r in raters)),
     }
     if len(seconds) > 1:
-        low, middle, high = quantiles(seconds, n=4, method="inclusive")
-        figures["seconds"] = {
-            "median": round(middle, 3),
-            "quartiles": [round(low, 3), round(high, 3)],
-            "n": len(seconds),
-        }
+        low, middle, high = (round(value, 3) for value in quantiles(seconds, n=4, method="inclusive"))
+        figures["seconds"] = {"median": middle, "quartiles": [low, high], "n": len(seconds)}
     return figures
 
 
-def _by_pair(votes: Sequence[Vote]) -> dict[Pair, list[Vote]]:
-    found: dict[Pair, list[Vote]] = {}
-    for vote in votes:
-        found.setdefault((vote.subject, vote.style), []).append(vote)
-    return found
-
-
-def _comparison(methods: tuple[str, str], votes: Sequence[Vote], seed: int, resamples: int) -> dict[str, Any]:
+def _comparison(methods: Any, votes: pd.DataFrame, seed: int, resamples: int) -> dict[str, Any]:
     """Shares of votes for the first of two methods, for neither, and for the second."""
-    groups = _by_pair(votes)
+    groups = [group.to_numpy() for _, group in votes.groupby(PAIR, sort=False)["preference"]]
     outcomes = {"better": (1,), "similar": (0,), "worse": (-1,), "better_or_similar": (1, 0)}
     figures: dict[str, Any] = {"methods": list(methods), "n_votes": len(votes), "n_pairs": len(groups)}
-    figures["n_raters"] = len({vote.rater for vote in votes})
+    figures["n_raters"] = votes["rater"].nunique()
     for name, wanted in outcomes.items():
-        values = [[float(vote.preference in wanted) for vote in group] for group in groups.values()]
-        figures |= _named(name, bootstrap_mean(values, seed, resamples))
+        figures |= _named(name, bootstrap_mean([np.isin(group, wanted) for group in groups], seed, resamples))
     return figures
 
 
-def _strengths(votes: Sequence[Vote], seed: int, resamples: int) -> list[dict[str, Any]] | None:
-    """Bradley-Terry strengths; None where the methods have no common scale."""
-    methods = sorted({method for vote in votes for method in vote.methods})
-    groups = list(_by_pair(votes).values())
-    wins = np.zeros((len(groups), len(methods), len(methods)))
-    for number, group in enumerate(groups):
-        for vote in group:
-            a, b = (methods.index(method) for method in vote.methods)
-            wins[number, a, b] += (1 + vote.preference) / 2
-            wins[number, b, a] += (1 - vote.preference) / 2
-    if not groups or not comparable(wins.sum(axis=0)):
+def _strengths(votes: pd.DataFrame, seed: int, resamples: int) -> list[dict[str, Any]] | None:
+    """Bradley-Terry strengths; None if the methods have no common scale."""
+    if votes.empty:
+        return None
+    methods = sorted({*votes["first"], *votes["second"]})
+    groups = votes.groupby(PAIR, sort=False)
+    pair, first, second = groups.ngroup(), votes["first"].map(methods.index), votes["second"].map(methods.index)
+    wins = np.zeros((groups.ngroups, len(methods), len(methods)))
+    np.add.at(wins, (pair, first, second), (1 + votes["preference"]) / 2)
+    np.add.at(wins, (pair, second, first), (1 - votes["preference"]) / 2)
+    if not comparable(wins.sum(axis=0)):
         return None
     estimate = bradley_terry(wins.sum(axis=0))
-    draws = drawn(len(groups), seed, resamples)
+    draws = drawn(len(wins), seed, resamples)
     resampled = bradley_terry(wins[draws].sum(axis=1), limit=1000, tolerance=1e-6)
     return [
         {"method": method, "n_votes": int(wins[:, number].sum() + wins[:, :, number].sum())}
@@ -230,14 +220,12 @@ def _strengths(votes: Sequence[Vote], seed: int, resamples: int) -> list[dict[st
     ]
 
 
-def _agreement(votes: Sequence[Vote], seed: int, resamples: int) -> dict[str, Any]:
-    """Krippendorff's alpha over comparisons: worse, similar, better."""
-    units = []
-    for group in _by_pair(votes).values():
-        by_question: dict[Any, list[int]] = {}
-        for vote in group:
-            by_question.setdefault(vote.question, []).append(vote.preference + 1)
-        units.append(list(by_question.values()))
+def _agreement(votes: pd.DataFrame, seed: int, resamples: int) -> dict[str, Any]:
+    """Krippendorff's alpha over comparisons, whose values are worse, similar and better."""
+    units = [
+        [unit + 1 for _, unit in group.groupby("question", sort=False)["preference"]]
+        for _, group in votes.groupby(PAIR, sort=False)
+    ]
     figures: dict[str, Any] = {"n_comparisons": sum(len(unit) > 1 for group in units for unit in group)}
     if not units:
         return figures
@@ -254,5 +242,4 @@ def _share(part: int, n: int) -> dict[str, Any] | None:
 
 
 def _named(name: str, found: Interval) -> dict[str, float | None]:
-    values = {name: found.mean, f"{name}_ci_low": found.low, f"{name}_ci_high": found.high}
-    return {key: round(value, 6) if math.isfinite(value) else None for key, value in values.items()}
+    return {key: value if math.isfinite(value) else None for key, value in found.named(name).items()}

@@ -1,11 +1,12 @@
-"""The web app: a page for raters, a page for the person who runs the study, and the addresses that they ask."""
+"""The web app: a page for raters, a page for the person who runs the study, and the addresses that they request."""
 
 from __future__ import annotations
 
 import secrets
 import socket
 import sqlite3
-from html import escape
+from collections import Counter
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,7 +25,7 @@ from lorarar.study.storage import Ballot, Refusal, Storage
 from lorarar.study.votes import as_csv, as_json
 
 LARGEST = 2048
-"""Bytes of a request's body; a vote has some 120."""
+"""Largest body of a request, in bytes; a vote has some 120."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; "
@@ -41,7 +43,7 @@ TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 class Guard:
-    """Adds the security headers to every answer, and refuses bodies that are too large before they are read."""
+    """Adds the security headers to every answer, and refuses a body that is too large before it is read."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -74,7 +76,7 @@ class Guard:
 def create_app(study: Study, storage: Storage) -> FastAPI:
     """The app of one study.
 
-    All of it runs in one thread: a vote takes the database well below a millisecond, and nothing needs a lock.
+    It runs in one thread: the database needs well below a millisecond for a vote, and nothing needs a lock.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard)
@@ -85,7 +87,7 @@ def create_app(study: Study, storage: Storage) -> FastAPI:
 
     @app.get("/")
     async def root() -> Response:
-        return _error_page(404, "There is nothing here. Use the link that was sent to you.")
+        return _page("message.html", 404, message="There is nothing here. Use the link that was sent to you.")
 
     @app.get("/static/{name}")
     async def resource(name: str) -> Response:
@@ -106,7 +108,7 @@ def create_app(study: Study, storage: Storage) -> FastAPI:
         try:
             storage.rater(token)
         except Refusal as refusal:
-            return _error_page(refusal.status, str(refusal))
+            return _page("message.html", refusal.status, message=refusal)
         return HTMLResponse(page)
 
     @app.get("/api/{token}")
@@ -136,7 +138,7 @@ def create_app(study: Study, storage: Storage) -> FastAPI:
     @app.get("/admin/{token}")
     async def admin(token: str) -> Response:
         _admit(storage, token)
-        return HTMLResponse(_progress(study, storage, token))
+        return _progress(study, storage, token)
 
     @app.get("/admin/{token}/votes.csv")
     async def votes_csv(token: str) -> Response:
@@ -180,7 +182,7 @@ def serve(study: Study, host: str, port: int) -> None:
 
     Raises
     ------
-    UserError : the address cannot be had, or the database is another study's.
+    UserError : the address cannot be used, or the database belongs to another study.
     """
     storage = Storage(study)
     try:
@@ -199,7 +201,7 @@ def serve(study: Study, host: str, port: int) -> None:
 
 
 def _shown(study: Study, item: Item, swapped: bool) -> dict[str, Any]:
-    """An item as the page gets it: nothing in it tells a method, or a check from a comparison."""
+    """An item as the page receives it, without methods and without a mark on checks."""
     references = study.manifest.references
     images = [option.image for option in item.options]
     return {
@@ -214,58 +216,41 @@ def _admit(storage: Storage, token: str) -> None:
         raise Refusal(404, "This link is not known.")
 
 
-def _progress(study: Study, storage: Storage, token: str) -> str:
-    """The admin page: how far every rater and every comparison is."""
-    raters: list[list[Any]] = []
+def _progress(study: Study, storage: Storage, token: str) -> Response:
+    """The admin page: progress of every rater and number of votes on every comparison."""
+    raters = []
     for rater in storage.raters():
-        answers = storage.answers(rater)
-        state = "finished" if rater.finished is not None else "under way" if answers else "not begun"
-        raters.append([rater.name, len(answers), len(storage.slots(rater)), state])
-    counts: dict[tuple[str, str, str], int] = {}
-    for cast in storage.votes():
-        if cast.kind == "pair":
-            key = (cast.subject, cast.style, " and ".join(cast.methods))
-            counts[key] = counts.get(key, 0) + 1
-    pairs = [
-        [spoken(item.subject), spoken(item.style), both, counts.get((item.subject, item.style, both), 0)]
-        for item in study.manifest.items
-        if item.kind == "pair"
-        for both in [" and ".join(sorted(option.method for option in item.options))]
-    ]
-    simulated = any(rater.simulated == "1" for rater in storage.raters())
-    notice = "<p class='notice'>These raters are simulated.</p>" if simulated else ""
-    done = sum(row[1] for row in raters)
-    return _document(
-        "Progress of the study",
-        f"""<main class="admin"><h1>Progress of the study</h1>{notice}
-        <p>{len(raters)} raters, {done} answers. Scenario: {study.manifest.scenario}.
-        Export: <a href="/admin/{token}/votes.csv">votes.csv</a>, <a href="/admin/{token}/votes.json">votes.json</a></p>
-        <h2>Raters</h2>{_table(["Rater", "Answered", "Of", "State"], raters)}
-        <h2>Comparisons</h2>{_table(["Subject", "Style", "Methods", "Votes"], pairs)}</main>""",
+        answered = len(storage.answers(rater))
+        state = "finished" if rater.finished is not None else "under way" if answered else "not begun"
+        raters.append((rater.name, answered, len(storage.slots(rater)), state))
+    votes = Counter((vote.subject, vote.style, *vote.methods) for vote in storage.votes() if vote.kind == "pair")
+    comparisons = []
+    for item in study.manifest.items:
+        if item.kind == "pair":
+            methods = sorted(option.method for option in item.options)
+            number = votes[item.subject, item.style, *methods]
+            comparisons.append((spoken(item.subject), spoken(item.style), " and ".join(methods), number))
+    return _page(
+        "progress.html",
+        raters=raters,
+        comparisons=comparisons,
+        simulated=any(rater.simulated == "1" for rater in storage.raters()),
+        scenario=study.manifest.scenario,
+        token=token,
     )
 
 
-def _table(header: list[str], rows: list[list[Any]]) -> str:
-    head = "".join(f"<th scope='col'>{escape(text)}</th>" for text in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+@cache
+def _templates() -> Environment:
+    return Environment(loader=PackageLoader("lorarar.study", "pages"), autoescape=True, undefined=StrictUndefined)
 
 
-def _document(title: str, body: str) -> str:
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(title)}</title><link rel="icon" href="/static/icon.svg">'
-        f'<link rel="stylesheet" href="/static/style.css"></head><body>{body}</body></html>'
-    )
+def _page(name: str, status: int = 200, **values: Any) -> Response:
+    return HTMLResponse(_templates().get_template(name).render(values), status)
 
 
 def _error(status: int, message: str) -> Response:
     return JSONResponse({"error": message}, status)
-
-
-def _error_page(status: int, message: str) -> Response:
-    return HTMLResponse(_document("Study", f'<main class="card"><h1>Sorry</h1><p>{escape(message)}</p></main>'), status)
 
 
 def _attached(name: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A panel of simulated raters, to exercise the path from votes to tables where nobody was asked."""
+"""A panel of simulated raters, which tests the path from votes to tables if nobody was asked."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from lorarar.study.storage import Ballot, Storage
 from lorarar.study.votes import Choice
 
 CARELESS = 10
-"""Every tenth rater answers without looking, for the checks to find."""
+"""Every tenth rater answers at random, and the checks have to find these raters."""
 
 
 def panel(storage: Storage, truth: Sequence[tuple[float, float]], raters: int, seed: int) -> None:
-    """Add simulated raters to a study and let each answer all comparisons, as the page would.
+    """Add simulated raters to a study and let each answer all comparisons, as the page does.
 
-    A rater sees an image's true quality with noise of their own, says *Similar* within a threshold of their own, and
-    leans a little towards one side.
+    Each rater has a level of noise on the true quality of images, a threshold below which images are *Similar*, and a
+    small preference for one side.
 
     Parameters
     ----------
-    truth : for each item of the study, the true qualities of its two images.
-    raters : how many.
-    seed : of all they do.
+    truth : the true qualities of the two images of each item.
+    raters : number of raters.
+    seed : for all random choices.
     """
     random = np.random.default_rng(seed)
     for number, rater in enumerate(storage.invite(raters, simulated=True), start=1):
         noise, threshold, lean = random.uniform(0.1, 0.4), random.uniform(0.3, 0.7), random.normal(0, 0.1)
         for position, slot in enumerate(storage.slots(rater)):
             left, right = reversed(truth[slot.item]) if slot.swapped else truth[slot.item]
-            # Noise of two images; drawn in any case, so that one rater's answers do not move the next one's.
+            # Noise of two images; careless raters draw it too, so that the next rater's numbers stay the same.
             seen = left - right + lean + random.normal(0, noise * 2**0.5)
             careless: Choice = ("1", "similar", "2")[random.integers(3)]
             careful: Choice = "similar" if abs(seen) < threshold else "1" if seen > 0 else "2"

@@ -1,4 +1,4 @@
-"""Raters and their votes, in SQLite: a vote is one transaction, and none is ever overwritten."""
+"""Raters and their votes in SQLite: a vote is one transaction, and votes are never overwritten."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS votes (
 
 
 class Refusal(Exception):
-    """A rater's request is refused: the message is for the rater, the status is HTTP's."""
+    """A refused request of a rater: the message is for the rater, the status is HTTP's."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -49,8 +49,8 @@ class Ballot(BaseModel):
 
     Attributes
     ----------
-    id : drawn by the page; sending the same ballot again does nothing more.
-    revision : how many answers to this position the page knows of, so that two tabs cannot overrule each other unseen.
+    id : random number of the page; a ballot that is sent again changes nothing.
+    revision : number of answers to this position that the page knows, so that no tab overrules another one unseen.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -75,7 +75,7 @@ class Rater:
 
 @dataclass(frozen=True)
 class Answer:
-    """The last answer to a position, and how many there were."""
+    """The last answer to a position, and the number of answers."""
 
     choice: Choice
     seconds: float
@@ -84,22 +84,22 @@ class Answer:
 
 
 class Storage:
-    """The database `votes.sqlite` in a study's folder, made when it is not there.
+    """The database `votes.sqlite` in a study's folder, created if it does not exist.
 
     Raises
     ------
-    UserError : it belongs to another manifest, or is no such database.
+    UserError : the file belongs to another manifest, or is not such a database.
     """
 
     def __init__(self, study: Study) -> None:
         self.study = study
         self.path = study.folder / "votes.sqlite"
         try:
-            # The server has one thread for all that touches this; tests call it from another.
+            # The server uses one thread; tests call it from another.
             self.database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10)
             self.path.chmod(0o600)  # it holds the tokens
             self.database.execute("PRAGMA journal_mode = WAL")
-            self.database.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives a power cut
+            self.database.execute("PRAGMA synchronous = FULL")  # acknowledged votes survive a power cut
             self.database.execute("PRAGMA foreign_keys = ON")
             with self._transaction():
                 for statement in SCHEMA.split(";\n"):
@@ -126,7 +126,7 @@ class Storage:
 
         Raises
         ------
-        UserError : simulated raters among real ones, or the other way round.
+        UserError : the study would mix simulated and real raters.
         """
         with self._transaction():
             before = self.raters()
@@ -156,11 +156,11 @@ class Storage:
         return [Rater(*row) for row in self.database.execute("SELECT * FROM raters ORDER BY name")]
 
     def rater(self, token: str) -> Rater:
-        """Whose link it is.
+        """The rater who has a link.
 
         Raises
         ------
-        Refusal : nobody's, or it has expired.
+        Refusal : the link is unknown or has expired.
         """
         row = self.database.execute("SELECT * FROM raters WHERE token = ?", (token,)).fetchone()
         if row is None:
@@ -172,12 +172,12 @@ class Storage:
         return rater
 
     def slots(self, rater: Rater) -> list[Slot]:
-        """The rater's items, position by position."""
+        """The rater's sequence, position by position."""
         query = "SELECT item, swapped, repeat FROM slots WHERE rater = ? ORDER BY position"
         return [Slot(item, bool(swapped), bool(repeat)) for item, swapped, repeat in self._all(query, rater.name)]
 
     def answers(self, rater: Rater) -> dict[int, Answer]:
-        """The answer that counts at each position that has one."""
+        """The last answer at each position that has one."""
         query = "SELECT position, choice, seconds, time, revision FROM votes WHERE rater = ? ORDER BY revision"
         return {
             position: Answer(choice, seconds, when, revision + 1)
@@ -185,11 +185,11 @@ class Storage:
         }
 
     def vote(self, token: str, ballot: Ballot) -> None:
-        """Record an answer; when this returns, it is on disk.
+        """Record an answer; it is on disk when this returns.
 
         Raises
         ------
-        Refusal : unknown, expired or finished link; no such position; answered elsewhere in the meantime.
+        Refusal : the link is unknown, expired or finished; the position does not exist or was answered elsewhere.
         """
         with self._transaction():
             rater = self.rater(token)
@@ -214,7 +214,7 @@ class Storage:
 
         Raises
         ------
-        Refusal : some are not.
+        Refusal : some comparisons are not answered.
         """
         with self._transaction():
             rater = self.rater(token)
@@ -226,7 +226,7 @@ class Storage:
             )
 
     def votes(self) -> list[Vote]:
-        """All answers that count, by rater and position."""
+        """The last answers, by rater and position."""
         return [
             self._vote(rater, slot, answers[position])
             for rater in self.raters()

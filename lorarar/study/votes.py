@@ -1,4 +1,4 @@
-"""Votes as a table: what the server exports, what labs bring, and what the analysis reads. See data/study/README.md."""
+"""Votes as a table: exported by the server, brought by labs, read by the analysis. See data/study/README.md."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorarar.errors import UserError
@@ -20,14 +21,14 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
 
 
 class Vote(BaseModel):
-    """One answer of one rater. `method_1` is what *Option 1* was made by, whichever side that is.
+    """One answer of one rater. `method_1` made the image called *Option 1*.
 
     Attributes
     ----------
-    image_1, image_2 : numbers of the images among those of their method and pair; None where they are not known.
-    kind : `repeat` is a comparison the rater had answered before, `check` one whose answer is known: `expected`.
-    seconds : from when both images were visible until the answer.
-    time : of the answer, ISO 8601 in UTC.
+    image_1, image_2 : numbers of the images among those of their method and pair; None if they are not known.
+    kind : `repeat` is a comparison that the rater had answered before, `check` one whose answer `expected` is known.
+    seconds : time from when both images were visible until the answer.
+    time : time of the answer, ISO 8601 in UTC.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -57,18 +58,18 @@ class Vote(BaseModel):
 
     @property
     def methods(self) -> tuple[str, str]:
-        """Both, in the order of their names."""
+        """The two methods in the order of their names."""
         return (self.method_1, self.method_2) if self.method_1 <= self.method_2 else (self.method_2, self.method_1)
 
     @property
     def preference(self) -> int:
-        """1 where the first of `methods` is better, -1 where the second, 0 where they are similar."""
+        """1 if the first of `methods` is better, -1 if the second is, 0 if they are similar."""
         seen = {"1": 1, "similar": 0, "2": -1}[self.choice]
         return seen if self.method_1 == self.methods[0] else -seen
 
     @property
     def question(self) -> tuple[Any, ...]:
-        """The question, whichever side each image was on."""
+        """The comparison, without the sides of the images."""
         sides = sorted([(self.method_1, self.image_1 or 0), (self.method_2, self.image_2 or 0)])
         return (self.scenario, self.subject, self.style, *sides)
 
@@ -78,20 +79,16 @@ REQUIRED = [name for name, field in Vote.model_fields.items() if field.is_requir
 
 
 def write_csv(path: Path, votes: Iterable[Vote]) -> None:
-    """Write votes as CSV; what is not known is left empty."""
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(as_csv(votes))
+    """Write votes as CSV; unknown values are empty."""
+    with atomic(path) as temporary:
+        temporary.write_text(as_csv(votes), encoding="utf-8", newline="")
 
 
 def as_csv(votes: Iterable[Vote]) -> str:
     """Votes as CSV."""
-    import io
-
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(vote.model_dump() for vote in votes)
-    return text.getvalue()
+    # As objects, numbers of images stay integers next to values that are not known.
+    table = pd.DataFrame([vote.model_dump() for vote in votes], columns=COLUMNS, dtype=object)
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def as_json(votes: Iterable[Vote]) -> str:
@@ -100,13 +97,13 @@ def as_json(votes: Iterable[Vote]) -> str:
 
 
 def read_csv(path: Path | str) -> list[Vote]:
-    """Read a table of votes, from here or from elsewhere.
+    """Read a table of votes from here or from elsewhere.
 
     Raises
     ------
-    UserError : not such a table; the message names the line and the column.
+    UserError : the file is not such a table; the message names the line and the column.
     """
-    try:
+    try:  # not by pandas, which does not tell the line of a row
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restkey="(too many values)", restval="", strict=True)
             header = list(reader.fieldnames or [])
@@ -124,7 +121,7 @@ def read_csv(path: Path | str) -> list[Vote]:
             vote = Vote.model_validate({name: value for name, value in row.items() if value != ""})
         except ValidationError as error:
             raise UserError(f"{path}:{line}: {_explain(error)}") from None
-        # A check is asked once, a repeat too; but two checks of one pair may differ in what they show.
+        # A comparison is asked once, and so is its repeat; but two checks of one pair may show different images.
         key = (vote.rater, vote.kind, *vote.question) if vote.kind != "check" else (line,)
         if key in seen:
             raise UserError(f"{path}:{line}: {vote.rater} has answered this on line {seen[key]}; keep one of the two")
@@ -149,11 +146,11 @@ def _check_header(path: Path | str, header: Sequence[str]) -> None:
 
 
 def check_against(path: Path | str, votes: Sequence[Vote], study: Study) -> None:
-    """See that a study asked what was answered.
+    """Check that a study contains the comparisons that were answered.
 
     Raises
     ------
-    UserError : a vote is for a comparison that the study does not have.
+    UserError : a vote is about a comparison that the study does not have.
     """
     asked = {
         (study.manifest.scenario, item.subject, item.style, frozenset(option.method for option in item.options))

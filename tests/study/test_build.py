@@ -116,7 +116,7 @@ def test_what_cannot_be_built_is_said(sources: Sources, tmp_path, make) -> None:
     out = tmp_path / "no"
     with pytest.raises(UserError, match="two or more different methods"):
         build(out, sources, ["direct", "direct"])
-    with pytest.raises(UserError, match=r"magic-test\.parquet: not a table of scores"):
+    with pytest.raises(UserError, match=r"magic-test\.parquet: no such table of scores"):
         build(out, sources, ["direct", "magic"])
     with pytest.raises(UserError, match=r"no images of a pair called 'can\+glow'"):
         build(out, sources, ["direct", "ziplora"], pairs=["can+glow"])

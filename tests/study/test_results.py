@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pandas as pd
 import pytest
 from scipy.stats import kendalltau, pearsonr, spearmanr
 
@@ -89,15 +88,17 @@ def test_metrics_are_correlated_over_images() -> None:
         vote(f"r{n}", str(random.choice(["1", "similar", "2"])), f"s{pair}") for pair in range(12) for n in range(5)
     ]
     scores = image_scores(votes)
-    metrics = {image: {"mars2": float(random.random() < 0.5), "added": random.random()} for image in scores}
+    metrics = pd.DataFrame(
+        [{"mars2": float(random.random() < 0.5), "added": random.random()} for _ in scores], index=scores.index
+    )
     rows = correlate(votes, metrics, seed=0, resamples=200)
     assert [(row["images"], row["metric"]) for row in rows] == [
         ("all", "mars2"), ("all", "added"), ("direct", "mars2"), ("direct", "added"),
     ]  # fmt: skip
     for row in rows:
-        images = [image for image in scores if row["images"] in ("all", image[0])]
+        images = [image for image in scores.index if row["images"] in ("all", image[0])]
         first = [scores[image] for image in images]
-        second = [metrics[image][row["metric"]] for image in images]
+        second = [metrics.loc[image, row["metric"]] for image in images]
         for name, test in (("pearson", pearsonr), ("spearman", spearmanr), ("kendall", kendalltau)):
             assert row[name] == pytest.approx(test(first, second).statistic, abs=1e-6)
             assert row[f"{name}_ci_low"] < row[name] < row[f"{name}_ci_high"]
@@ -105,7 +106,7 @@ def test_metrics_are_correlated_over_images() -> None:
 
 
 def test_a_metric_that_is_constant_has_no_correlation() -> None:
-    metrics = {image: {"mars2": 1.0} for image in image_scores(VOTES)}
+    metrics = pd.DataFrame({"mars2": 1.0}, index=image_scores(VOTES).index)
     assert all(row["pearson"] is None for row in correlate(VOTES, metrics, seed=0, resamples=20))
 
 
@@ -115,16 +116,17 @@ def test_columns_that_a_scorer_added_are_metrics(sources, tmp_path) -> None:
         row | {"index": 3, "style_yes": True, "clip_i": 0.25, "new": 7},
         row | {"index": 4, "style_yes": False, "clip_i": 0.5, "new": 8},
     ]
-    pq.write_table(pa.Table.from_pylist(added), tmp_path / "direct-test.parquet")
-    assert read_metrics(tmp_path) == {
+    pd.DataFrame(added).to_parquet(tmp_path / "direct-test.parquet")
+    assert read_metrics(tmp_path).to_dict("index") == {
         ("direct", "can", "glowing", 3): {"clip_i": 0.25, "new": 7.0, "mars2": 1.0},
         ("direct", "can", "glowing", 4): {"clip_i": 0.5, "new": 8.0, "mars2": 0.0},
     }
+    pd.DataFrame(added).drop(columns="style_yes").to_parquet(tmp_path / "ties-test.parquet")
+    with pytest.raises(UserError, match=r"ties-test\.parquet: not a table of scores \(KeyError\('style_yes'\)\)"):
+        read_metrics(tmp_path)
     with pytest.raises(UserError, match="no tables of scores"):
         read_metrics(tmp_path / "none")
-    assert {metric for values in read_metrics(sources.scores).values() for metric in values} == {
-        "clip_i", "dino", "clip_t", "mars2",
-    }  # fmt: skip
+    assert set(read_metrics(sources.scores)) == {"clip_i", "dino", "clip_t", "mars2"}
 
 
 def test_a_simulated_panel_prefers_what_is_better_and_is_called_simulated(make, sources, tmp_path) -> None:
