@@ -15,8 +15,9 @@ import torch
 
 from lorarar.errors import UserError
 from lorarar.files import folder_sha256, sha256
-from lorarar.scoring.images import Image, as_pil, batches, mean_cosine
-from lorarar.scoring.weights import hub, reason
+from lorarar.pictures import Picture
+from lorarar.scoring.images import as_pil, batches, mean_cosine
+from lorarar.scoring.weights import offline_unless, reason
 
 
 class Clip:
@@ -78,7 +79,7 @@ class Clip:
             identifier = str(name)
         published = open_clip.get_pretrained_cfg(identifier.replace("/", "-"), pretrained or "")
         try:
-            with hub(download):
+            with offline_unless(download):
                 model, _, preprocess = open_clip.create_model_and_transforms(
                     identifier,
                     pretrained=pretrained,
@@ -105,7 +106,7 @@ class Clip:
         }
 
     @torch.inference_mode()
-    def images(self, images: Sequence[Image], batch_size: int = 64) -> torch.Tensor:
+    def images(self, images: Sequence[Picture], batch_size: int = 64) -> torch.Tensor:
         """(n, d) unit features of pictures, float32 on the CPU."""
         parts = []
         for batch in batches(images, batch_size):
@@ -123,11 +124,11 @@ class Clip:
         return torch.cat(parts)
 
 
-def clip_i(clip: Clip, images: Sequence[Image], references: Sequence[Image]) -> torch.Tensor:
+def clip_i(clip: Clip, images: Sequence[Picture], references: Sequence[Picture]) -> torch.Tensor:
     """(n,) mean cosine similarity of each image to the (style) reference pictures."""
     return mean_cosine(clip.images(images), clip.images(references))
 
 
-def clip_t(clip: Clip, images: Sequence[Image], prompt: str) -> torch.Tensor:
+def clip_t(clip: Clip, images: Sequence[Picture], prompt: str) -> torch.Tensor:
     """(n,) cosine similarity of each image to the one prompt all of them were made from."""
     return mean_cosine(clip.images(images), clip.texts([prompt]))

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from lorarar.errors import UserError
-from lorarar.scoring.images import Image, as_pil, batches, mean_cosine
+from lorarar.pictures import Picture
+from lorarar.scoring.images import as_pil, batches, mean_cosine
 from lorarar.scoring.weights import checkpoint, reason
 
 
@@ -67,7 +68,7 @@ class Dino:
         }
 
     @torch.inference_mode()
-    def images(self, images: Sequence[Image], batch_size: int = 64) -> torch.Tensor:
+    def images(self, images: Sequence[Picture], batch_size: int = 64) -> torch.Tensor:
         """(n, d) unit CLS features of pictures, float32 on the CPU."""
         parts = []
         for batch in batches(images, batch_size):
@@ -77,6 +78,6 @@ class Dino:
         return torch.cat(parts)
 
 
-def dino(model: Dino, images: Sequence[Image], references: Sequence[Image]) -> torch.Tensor:
+def dino(model: Dino, images: Sequence[Picture], references: Sequence[Picture]) -> torch.Tensor:
     """(n,) mean cosine similarity of each image to the subject reference pictures."""
     return mean_cosine(model.images(images), model.images(references))

@@ -13,7 +13,7 @@ import numpy as np
 import lorarar
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.scoring.images import Image
+from lorarar.pictures import Picture
 from lorarar.scoring.judges import Judge, JudgePrompts, load_judge
 from lorarar.scoring.judges.cache import CachedJudge
 from lorarar.scoring.mars2 import rate
@@ -154,7 +154,7 @@ def summarise(columns: Mapping[str, list[Any]]) -> dict[str, float]:
     return figures
 
 
-def read_pictures(path: Path) -> dict[str, Image]:
+def read_pictures(path: Path) -> dict[str, Picture]:
     """Pictures of a folder by their names, in order; a single file is a folder of one.
 
     They are turned as a camera says they were taken. Hidden files and folders inside do not count.
@@ -187,7 +187,7 @@ def read_pictures(path: Path) -> dict[str, Image]:
 def similarity_models(
     clip: str | None, dino: str | None, device: str = "cpu", download: bool = False
 ) -> dict[str, Any]:
-    """The CLIP and DINO models that are named, as `score` takes their names, under "clip" and "dino"."""
+    """Loads the CLIP and DINO models that are named, as `score` takes their names, under "clip" and "dino"."""
     from lorarar.scoring.clip import Clip
     from lorarar.scoring.dino import Dino
 
@@ -206,7 +206,7 @@ def _judge(where: str, prompts: JudgePrompts, device: str, options: dict[str, An
     return load_judge(where, prompts, device, **options)
 
 
-def _check_sizes(judge: Judge, pictures: Mapping[str, Image]) -> None:
+def _check_sizes(judge: Judge, pictures: Mapping[str, Picture]) -> None:
     """The miniature world's judge takes its own pictures only; others read any size."""
     from lorarar.scoring.judges.verification import VerificationJudge
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorarar.scoring.images import Image
+from lorarar.pictures import Picture
 from lorarar.scoring.judges import Judge, Question, Verdict
 
 
@@ -54,9 +54,9 @@ class Rating:
 
 def rate(
     judge: Judge,
-    images: Sequence[Image],
-    subject_references: Sequence[Image],
-    style_references: Sequence[Image],
+    images: Sequence[Picture],
+    subject_references: Sequence[Picture],
+    style_references: Sequence[Picture],
     style_words: str,
 ) -> list[Rating]:
     """Judge the images of one subject-style pair.
@@ -78,27 +78,9 @@ def rate(
     return [Rating(subject, style) for subject, style in zip(subjects, styles, strict=True)]
 
 
-RightByPair = Sequence[Sequence[bool]]
-"""For every subject-style pair, whether each of its images is right, in the order of generation."""
-
-
-def average(right: RightByPair) -> float:
-    """Share of all images that are right ("average case")."""
-    return float(np.mean([value for pair in right for value in pair]))
-
-
-def best(right: RightByPair) -> float:
-    """Share of pairs with at least one right image ("best case")."""
-    return float(np.mean([any(pair) for pair in right]))
-
-
 def pair_attempts(pair: Sequence[bool]) -> int:
-    """Images drawn until the first right one; a pair without any counts one more than it has, the least it
-    can be.
+    """Number of images drawn until the first right one (Table 2).
+
+    A pair without any counts one more than it has, the smallest number that is possible.
     """
     return next((index for index, value in enumerate(pair, start=1) if value), len(pair) + 1)
-
-
-def attempts(right: RightByPair) -> float:
-    """Mean number of images drawn until the first right one (Table 2), over pairs."""
-    return float(np.mean([pair_attempts(pair) for pair in right]))

@@ -12,8 +12,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_type_hints
 
-from lorarar.errors import UserError
-from lorarar.scoring.images import Image
+from lorarar.errors import UserError, first_line
+from lorarar.pictures import Picture
 
 Kind = Literal["subject", "style"]
 
@@ -31,8 +31,8 @@ class Question:
     """
 
     kind: Kind
-    reference: Image
-    test: Image
+    reference: Picture
+    test: Picture
     style_words: str = ""
 
 
@@ -224,4 +224,4 @@ def _yaml(path: Path | str) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); restore it from git") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]}); restore it from git") from error
+        raise UserError(f"{path}: not YAML ({first_line(error)}); restore it from git") from error

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from lorarar.errors import UserError
 from lorarar.files import atomic
-from lorarar.scoring.images import Image, batches
+from lorarar.pictures import Picture
+from lorarar.scoring.images import batches
 from lorarar.scoring.judges import Judge, JudgePrompts, Question, Verdict
 
 
@@ -101,6 +102,6 @@ class CachedJudge:
                 temporary.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
 
 
-def _digest(image: Image) -> str:
+def _digest(image: Picture) -> str:
     """SHA-256 of a picture's pixels: the same picture in another file is the same question."""
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()

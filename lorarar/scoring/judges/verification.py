@@ -12,23 +12,17 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorarar.errors import UserError
+from lorarar.errors import UserError, first_line
 from lorarar.files import atomic, folder_sha256, write_json
-from lorarar.scoring.images import Image, batches
+from lorarar.pictures import as_tensor
+from lorarar.scoring.images import batches
 from lorarar.scoring.judges import JudgePrompts, Kind, Question, Verdict
 
 KINDS: tuple[Kind, Kind] = ("subject", "style")
-
-
-def as_tensor(images: Sequence[Image] | np.ndarray) -> Tensor:
-    """uint8 pictures (n, h, w, 3) -> float (n, 3, h, w) in [-1, 1]."""
-    stacked = np.ascontiguousarray(np.stack(list(images)))
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _convolution(width_in: int, width: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -190,6 +184,5 @@ def load_verifier(path: Path | str) -> Verifier:
         network = Verifier(config["widths"], config["width"])
         network.load_state_dict(load_file(path))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be loaded as a verification network ({reason})") from error
+        raise UserError(f"{path}: cannot be loaded as a verification network ({first_line(error)})") from error
     return network
