@@ -21,13 +21,13 @@ from lorarar.scoring.weights import offline_unless, reason
 
 
 class Clip:
-    """An open_clip model with its own preprocessing and tokenizer; features are unit vectors.
+    """An open_clip model with its preprocessing and tokenizer; features are unit vectors.
 
     Parameters
     ----------
     model, preprocess, tokenizer : what `open_clip.create_model_and_transforms` and `open_clip.get_tokenizer`
         return.
-    device : where the model runs.
+    device : device of the model.
     source : name or folder of the model, and tag or file of its weights, as given to `load`.
     """
 
@@ -49,19 +49,19 @@ class Clip:
     def load(
         cls, name: Path | str, pretrained: str | None = None, device: str = "cpu", *, download: bool = False
     ) -> Clip:
-        """Load a folder (`open_clip_config.json` and weights), or a model open_clip knows by name and tag.
+        """Loads a folder (`open_clip_config.json` and weights), or a model that open_clip knows by name and tag.
 
         Parameters
         ----------
         name : a local folder, or an open_clip model name such as `ViT-B-32`.
-        pretrained : tag or file of the weights of a named model, such as `openai`; a folder holds its own.
-        device : where the model runs.
-        download : fetch weights that are not on this machine yet.
+        pretrained : tag or file of the weights of a named model, such as `openai`; not used for a folder.
+        device : device of the model.
+        download : download weights that are not on this machine yet.
 
         Raises
         ------
         UserError : the folder is missing or broken, open_clip does not know the name or the tag, or the weights are
-            not on this machine and may not be fetched.
+            not on this machine and may not be downloaded.
         """
         import open_clip
         from safetensors import SafetensorError
@@ -93,7 +93,7 @@ class Clip:
         return cls(model, preprocess, tokenizer, device, (name, pretrained))
 
     def describe(self) -> dict[str, Any]:
-        """Checkpoint and preprocessing, the provenance of figures: published ones differ in both."""
+        """Describes checkpoint and preprocessing for the results: published scores differ in both."""
         name, pretrained = self.source or (None, None)
         if name is not None and Path(name).is_dir():
             pretrained = f"sha256:{folder_sha256(name)}"

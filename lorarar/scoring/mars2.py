@@ -18,18 +18,18 @@ from lorarar.scoring.judges import Judge, Question, Verdict
 
 @dataclass(frozen=True)
 class Side:
-    """The judge's verdicts on one image about one side, subject or style; one verdict per reference."""
+    """Verdicts on the subject or the style of one image, one per reference."""
 
     verdicts: tuple[Verdict, ...]
 
     @property
     def yes(self) -> bool:
-        """Strict majority of the references: 2 of 4 fails, and an unanswered question is no yes."""
+        """True for a strict majority of the references: 2 of 4 fails, and an unanswered question is no yes."""
         return 2 * sum(verdict.yes is True for verdict in self.verdicts) > len(self.verdicts)
 
     @property
     def probability(self) -> float | None:
-        """Mean probability of yes over the references (the soft score); None where the judge gives none."""
+        """Mean probability of yes over the references (the soft score); None if the judge gives none."""
         known = [verdict.probability for verdict in self.verdicts if verdict.probability is not None]
         return float(np.mean(known)) if known else None
 
@@ -41,14 +41,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Rating:
-    """One image, judged."""
+    """Verdicts on both sides of one image."""
 
     subject: Side
     style: Side
 
     @property
     def right(self) -> bool:
-        """Subject and style are both right."""
+        """True if subject and style are both right."""
         return self.subject.yes and self.style.yes
 
 
@@ -59,14 +59,14 @@ def rate(
     style_references: Sequence[Picture],
     style_words: str,
 ) -> list[Rating]:
-    """Judge the images of one subject-style pair.
+    """Judges the images of one subject-style pair.
 
     Parameters
     ----------
-    judge : who answers.
+    judge : the judge that answers.
     images : generated pictures under test.
     subject_references, style_references : at least one picture each.
-    style_words : the style's words for the prompt, without its number.
+    style_words : words of the style for the prompt, without its number.
     """
     if not subject_references or not style_references:
         raise ValueError("a subject and a style need at least one reference picture each")

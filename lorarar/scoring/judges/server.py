@@ -90,15 +90,15 @@ class ServerJudge:
         timeout: PositiveFloat = 120.0,
         longest_side: PositiveInt | None = None,
     ) -> ServerJudge:
-        """See that the server answers (`GET <address>/models`), and take its model if it serves just one.
+        """Checks that the server answers (`GET <address>/models`), and takes its model if it serves just one.
 
         Parameters
         ----------
-        device : not used; where the model runs is the server's business.
+        device : not used; the server decides where the model runs.
 
         Raises
         ------
-        UserError : the server cannot be reached, turns the key down, or serves several models and none was named.
+        UserError : the server cannot be reached, rejects the key, or serves several models and none was named.
         """
         judge = cls(
             address,
@@ -119,11 +119,11 @@ class ServerJudge:
 
     @property
     def identity(self) -> str:
-        """Address, model and size of pictures; what weights the server has, only the server knows."""
+        """Address, model and size of pictures; the server does not tell the checksum of its weights."""
         return f"{self.name} longest side {self.longest_side}"
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
-        """One verdict per question, in order.
+        """Gives one verdict per question, in order.
 
         Raises
         ------
@@ -179,7 +179,7 @@ class ServerJudge:
             part if part["type"] == "text" else {"type": "image_url", "image_url": {"url": data_url(next(pictures))}}
             for part in user["content"]
         ]
-        # A system turn of parts is not understood everywhere, one of plain text is.
+        # Some servers understand only plain text in a system turn.
         return [{"role": "system", "content": system["content"][0]["text"]}, {"role": "user", "content": parts}]
 
     def _models(self) -> list[str]:
@@ -219,11 +219,11 @@ class ServerJudge:
 
 
 def yes_probability(logprobs: Any) -> float | None:
-    """Chance of yes among yes and no, at the first token that has a word in it; None where that cannot be told.
+    """Probability of yes among yes and no, at the first token with a word in it; None if it cannot be read.
 
     Parameters
     ----------
-    logprobs : of a choice, as the API gives them; anything else is as good as none.
+    logprobs : `logprobs` of a choice of the API's reply; anything else gives None.
     """
     chances = {"yes": 0.0, "no": 0.0}
     try:
@@ -238,14 +238,14 @@ def yes_probability(logprobs: Any) -> float | None:
 
 
 def data_url(picture: PilImage.Image) -> str:
-    """A picture as PNG inside an address."""
+    """Encodes a picture as a PNG in a data URL."""
     file = BytesIO()
     picture.save(file, format="PNG")
     return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
 
 
 def _checked(address: str) -> str:
-    """The address without a slash at its end, if it is one of a server and holds no secrets."""
+    """Checks that an address is valid and holds no secrets, and removes the slash at its end."""
     try:
         parts = urlsplit(address)
         _ = parts.port
@@ -254,7 +254,7 @@ def _checked(address: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"{address}: not an address; write it as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
-        # It would be written with every score.
+        # The key would be written next to every score.
         plain = f"{parts.scheme}://{parts.hostname}"
         raise UserError(f"{plain}: give the address without a key, and the key in an environment variable")
     return address.rstrip("/")
