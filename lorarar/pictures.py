@@ -1,8 +1,10 @@
-"""Pictures on disk."""
+"""Pictures on disk and as tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,9 @@ from PIL import Image, UnidentifiedImageError
 
 from lorarar.errors import UserError
 from lorarar.files import atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Picture = npt.NDArray[np.uint8]
 """(height, width, 3), RGB, 0 to 255."""
@@ -48,3 +53,11 @@ def write(path: Path | str, picture: Picture) -> None:
     """Write a PNG, whole or not at all; equal pictures make equal bytes."""
     with atomic(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")
+
+
+def as_tensor(pictures: Sequence[Picture] | np.ndarray) -> Tensor:
+    """Converts pictures (N, H, W, 3) of one size to float32 (N, 3, H, W) in [-1, 1]."""
+    import torch
+
+    stacked = np.ascontiguousarray(np.stack(list(pictures)))
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1

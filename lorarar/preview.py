@@ -1,4 +1,4 @@
-"""Merging two LoRAs and looking at what comes out: what the command `lorarar generate` does."""
+"""Merges two LoRAs and draws pictures with the results, as the command `lorarar generate` does."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lorarar.merge.registry import METHODS
 from lorarar.pictures import Picture
 
 EXAMPLES = Path("examples/pocket")
-"""LoRAs of pocket's test subjects and styles, which no hypernetwork has seen, and a hypernetwork."""
+"""LoRAs of pocket's test subjects and styles, which no hypernetwork was trained on, and a hypernetwork."""
 POCKET = Path("data/pocket/base")
 CLONE = "what the repository ships is not in the package; run this in a clone of it"
 GUIDANCE = {True: 1.5, False: 7.5}
-"""Default guidance: of pocket, and of other bases."""
+"""Guidance scale of pocket, and of other bases."""
 
 
 def show(
@@ -41,7 +41,7 @@ def show(
     guidance: float | None = None,
     force: bool = False,
 ) -> list[str]:
-    """Merge by each method, and write its pictures as `<out>/<method>/00.png` and so on, and all as one overview.
+    """Merges by each method, and writes its pictures to `<out>/<method>/00.png` and so on, and all to one overview.
 
     Parameters
     ----------
@@ -50,21 +50,21 @@ def show(
     base
         Folder of the base model that the LoRAs were made for.
     hypernet
-        Of the method lorarar; that of the examples is for pocket alone.
+        File for the method lorarar; the one among the examples is only for pocket.
     prompt
-        Of examples it is known; of files it is what they were trained on, subject and style together.
+        Words that the LoRAs were trained on, subject and style together; filled in for examples.
     seed
-        Of the first picture; the others have the numbers that follow.
+        Seed of the first picture; the others count up from it.
 
     Returns
     -------
     list of str
-        For each method how long merging and sampling took, and the prompt.
+        Lines that tell how long each method's merging and sampling took, and the prompt.
 
     Raises
     ------
     UserError
-        A name or file is unknown, or they are not of this base; nothing is written then.
+        A name or file is unknown, or made for another base; then nothing is written.
     """
     from tqdm import tqdm
 
@@ -106,8 +106,14 @@ def show(
     return notes
 
 
+def find_base(name: str) -> Path:
+    """Folder of a base model: `data/<name>/base` if there is one, else `name` is the folder itself."""
+    named = Path("data", name, "base")
+    return named if Path(name).name == name and named.is_dir() else Path(name)
+
+
 def _find(name: str) -> Path:
-    """A file as it is, or the example of that name."""
+    """Path of a LoRA: the example of that name, or else the file."""
     example = EXAMPLES / f"{name}.safetensors"
     if not Path(name).suffix and example.exists():
         return example
@@ -129,7 +135,7 @@ def _prompt(content: str, style: str) -> str:
 
 
 def _overview(path: Path, content: str, style: str, rows: list[tuple[str, list[Picture]]], seed: int) -> None:
-    """All pictures on one sheet; of examples also the references, and the truth."""
+    """Writes all pictures on one sheet; for examples with the references and the known truth."""
     from lorarar.report.figures import grid
 
     columns = [f"seed {seed + index}" for index in range(len(rows[0][1]))]

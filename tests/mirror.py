@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import defaultdict
@@ -72,24 +71,13 @@ class Mirror:
         self.http.server_close()
 
 
-def etag(body: bytes) -> str:
-    return f'"{hashlib.sha256(body).hexdigest()[:12]}"'
-
-
 def whole(body: bytes, kind: str = "image/jpeg", pause: float = 0.0) -> Reply:
-    """As a good server does: with a version, and the rest where a part is there."""
+    """The whole file, as a good server sends it."""
 
     def reply(request: Request) -> None:
         time.sleep(pause)
-        wished, version = request.headers.get("Range", ""), etag(body)
-        first = int(wished.removeprefix("bytes=").removesuffix("-") or 0)
-        headers: dict[str, str | int] = {"Content-Type": kind, "ETag": version, "Content-Length": len(body) - first}
-        if wished and request.headers["If-Range"] == version:
-            request.head(206, headers | {"Content-Range": f"bytes {first}-{len(body) - 1}/{len(body)}"})
-            request.wfile.write(body[first:])
-        else:
-            request.head(200, headers | {"Content-Length": len(body)})
-            request.wfile.write(body)
+        request.head(200, {"Content-Type": kind, "Content-Length": len(body)})
+        request.wfile.write(body)
 
     return reply
 
@@ -105,11 +93,11 @@ def status(code: int, body: bytes = b"", **headers: str | int) -> Reply:
     return reply
 
 
-def cut(body: bytes, sent: int, version: str = "") -> Reply:
+def cut(body: bytes, sent: int) -> Reply:
     """The connection ends before the file does."""
 
     def reply(request: Request) -> None:
-        request.head(200, {"Content-Length": len(body), "ETag": version} if version else {"Content-Length": len(body)})
+        request.head(200, {"Content-Length": len(body)})
         request.wfile.write(body[:sent])
         request.close_connection = True
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import lorarar
 from lorarar.cli import main
 from lorarar.files import sha256
 from lorarar.lora.adapter import Adapter, Factors
+from lorarar.lora.formats import DTYPES, WRITERS
 from lorarar.merge import columns
 from lorarar.merge.hypernet import HyperNetwork
 from lorarar.merge.registry import METHODS
@@ -129,7 +132,14 @@ def test_lists_the_methods(monkeypatch, capsys) -> None:
 
 def test_help_has_examples(monkeypatch, capsys) -> None:
     assert run(monkeypatch, "merge", "--help") == 0
-    assert "--hypernet hypernet.pth" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "--hypernet hypernet.pth" in text
+    assert all(name in text for name in (*WRITERS, *DTYPES))
+
+
+def test_help_comes_without_torch() -> None:
+    code = "import sys; from lorarar.cli import app; app(['merge', '--help'], standalone_mode=False); "
+    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True, capture_output=True)
 
 
 def test_mistakes_end_with_one_line_and_write_nothing(files, monkeypatch, capsys, tmp_path: Path) -> None:
@@ -163,6 +173,8 @@ def test_mistakes_end_with_one_line_and_write_nothing(files, monkeypatch, capsys
     assert "give two numbers" in refused("merge", content, style, "-o", out, "-m", "direct", "-s", "weights={1, 2}")
     assert "hypernet 5: give the file" in refused("merge", content, style, "-o", out, "-s", "hypernet=5")
     assert "--format does not apply" in refused("merge", content, style, "-o", out, "-m", "klora", "-f", "kohya")
+    assert "choose one of diffusers, peft" in refused("merge", content, style, "-o", out, "-f", "kohia")
+    assert "choose one of fp32, fp16" in refused("merge", content, style, "-o", out, "-d", "float16")
     assert "is a folder" in refused("merge", content, style, "-o", tmp_path, "-m", "direct", "--force")
     assert "cannot be written" in refused("merge", content, style, "-o", content / "out.safetensors", "-m", "direct")
     network = tmp_path / "network.safetensors"

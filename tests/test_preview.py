@@ -101,6 +101,14 @@ def test_pictures_are_replaced_only_when_told_so(tmp_path, monkeypatch, capsys):
     assert "README.md: is a file; give a folder" in capsys.readouterr().err
 
 
+def test_a_base_is_a_folder_or_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data/sdxl/base").mkdir(parents=True)
+    assert preview.find_base("sdxl") == Path("data/sdxl/base")
+    assert preview.find_base("./sdxl") == Path("sdxl")
+    assert preview.find_base("models/xl") == Path("models/xl")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

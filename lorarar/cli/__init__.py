@@ -1,4 +1,4 @@
-"""The command `lorarar`: one file a command; `lorarar study` is in `lorarar.study.cli`."""
+"""The command `lorarar`; each of its commands is a module of this package."""
 
 from __future__ import annotations
 
@@ -17,18 +17,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Merge a content and a style LoRA of one base model into one file, and score the pictures it makes.",
 )
+for module in (merge, generate, inspect, doctor, methods, convert, score):
+    app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.run)
 app.add_typer(study, name="study")
-app.command(epilog=merge.EPILOG)(merge.merge)
-app.command(epilog=generate.EPILOG)(generate.generate)
-app.command(epilog=inspect.EPILOG)(inspect.inspect)
-app.command(epilog=doctor.EPILOG)(doctor.doctor)
-app.command()(methods.methods)
-app.command(epilog=convert.EPILOG)(convert.convert)
-app.command(epilog=score.EPILOG)(score.score)
 
 
 def main() -> None:
-    """Run the command; a user's mistake ends with one line and exit status 2."""
+    """Runs the command; a user's mistake ends with one line and exit status 2."""
     try:
         app()
     except UserError as error:

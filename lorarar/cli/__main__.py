@@ -1,4 +1,4 @@
-"""`python -m lorarar.cli` is the command `lorarar`."""
+"""Makes `python -m lorarar.cli` run the command."""
 
 from lorarar.cli import main
 

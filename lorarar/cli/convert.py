@@ -1,4 +1,4 @@
-"""Writes a LoRA file in another format."""
+"""`lorarar convert`: a LoRA file in another format."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from lorarar.cli.options import Force, Format, Layout, Numbers, Out
+from lorarar.cli.options import Dtype, Force, Format, Out
 
-EPILOG = "Example: `lorarar convert kohya.safetensors -o diffusers.safetensors`"
+EXAMPLES = "Example: `lorarar convert kohya.safetensors -o diffusers.safetensors`"
 
 
-def convert(
-    file: Annotated[Path, typer.Argument(help="A LoRA file in any format.", show_default=False)],
+def run(
+    file: Annotated[Path, typer.Argument(help="LoRA file in any format.", show_default=False)],
     out: Out,
-    format: Layout = Format.diffusers,
-    dtype: Numbers = None,
+    format: Format = "diffusers",
+    dtype: Dtype = None,
     force: Force = False,
 ) -> None:
     """Write a LoRA file in another format; alpha is folded into the factors."""
@@ -24,11 +24,11 @@ def convert(
     from lorarar.lora.adapter import Adapter
     from lorarar.lora.formats import DTYPES, sidecars
 
-    for path in (out, *sidecars(out, format.value)):
+    for path in (out, *sidecars(out, format)):
         refuse_existing(path, force, file)
     adapter = Adapter.load(file)
-    for path in sidecars(out, format.value):
+    for path in sidecars(out, format):
         refuse_existing(path, True, *sidecars(file, adapter.format))
     adapter.check(str(file))
-    adapter.save(out, format=format.value, dtype=DTYPES[dtype.value] if dtype else None)
-    typer.echo(f"{out}: {len(adapter.layers) + len(adapter.unmerged)} layers in {format.value} format")
+    adapter.save(out, format=format, dtype=DTYPES[dtype] if dtype else None)
+    typer.echo(f"{out}: {len(adapter.layers) + len(adapter.unmerged)} layers in {format} format")

@@ -1,4 +1,4 @@
-"""Checks the machine before a run of the benchmark."""
+"""`lorarar doctor`: what the benchmark needs on this machine."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from typing import Annotated
 
 import typer
 
+from lorarar.cli.options import Download
 from lorarar.errors import UserError
 
-EPILOG = "Example: `lorarar doctor --base sdxl`"
+EXAMPLES = "Example: `lorarar doctor --base sdxl`"
 
 
-def doctor(
+def run(
     base: Annotated[
-        str | None, typer.Option(help="pocket, pocket_light, sdxl or koala; by default that of params.yaml.")
+        str | None,
+        typer.Option(
+            help="Base model: pocket, pocket_light, sdxl or koala, or its folder data/NAME/base; "
+            "default: that of params.yaml."
+        ),
     ] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch models that are not on this machine yet.")
-    ] = False,
+    download: Download = False,
 ) -> None:
-    """Say what the benchmark lacks on this machine, and what each stage will cost, before anything starts."""
+    """List what the benchmark lacks on this machine and what each stage will cost, before anything starts."""
     if not Path("stages/shared/doctor.py").exists():
         raise UserError("stages/shared/doctor.py: no such file; run this in the root of the repository")
-    # The benchmark stands on this library, and not the other way round: it is asked, not imported.
+    if base and Path(base).name == "base":
+        base = Path(base).resolve().parent.name
+    # The benchmark imports this library, and not the other way round: it runs as a process.
     options = [*(["--base", base] if base else []), *(["--download"] if download else [])]
     raise typer.Exit(subprocess.run([sys.executable, "-m", "stages.shared.doctor", *options], check=False).returncode)

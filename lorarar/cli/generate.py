@@ -1,4 +1,4 @@
-"""Merges two LoRAs and samples pictures."""
+"""`lorarar generate`: two LoRAs in, pictures out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from lorarar.cli.options import Force
 
-EPILOG = """Examples:
+EXAMPLES = """Examples:
 
 `lorarar generate dog8 glowing -o pictures`
 
@@ -18,30 +18,37 @@ EPILOG = """Examples:
 `lorarar generate cat.safetensors oil.safetensors -o out --base sdxl -m direct --prompt "a sks cat in oil style"`"""
 
 
-def generate(
+def run(
     content: Annotated[
         str, typer.Argument(help="LoRA of the subject: a file, or an example's name.", show_default=False)
     ],
-    style: Annotated[str, typer.Argument(help="LoRA of the style, likewise.", show_default=False)],
+    style: Annotated[str, typer.Argument(help="LoRA of the style: a file, or an example's name.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.", show_default=False)],
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", "-m", help="Of `lorarar methods`, by default lorarar; may be given several times."),
+        typer.Option(
+            "--method", "-m", help="Name of a method; may be given several times; default: lorarar.", show_default=False
+        ),
     ] = None,
-    base: Annotated[Path | None, typer.Option(help="Folder of the base model; the miniature by default.")] = None,
-    hypernet: Annotated[Path | None, typer.Option(help="For method lorarar with another base.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model: a folder, or the name of a base in data/NAME/base; default: pocket."),
+    ] = None,
+    hypernet: Annotated[
+        Path | None, typer.Option(help="Trained hypernetwork for method lorarar; pocket's is in the examples.")
+    ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="Text prompt, such as 'a sks cat in oil style'; filled in for the examples.")
+        str | None, typer.Option(help='Text prompt, such as "a sks cat in oil style"; filled in for the examples.')
     ] = None,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Pictures by each method.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first picture.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Of sampling.")] = 25,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Number of pictures by each method.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the others count up from it.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Number of sampling steps.")] = 25,
     guidance: Annotated[
-        float | None, typer.Option(help="Weight of the prompt; by default 1.5 for the miniature, 7.5 for others.")
+        float | None, typer.Option(help="Classifier-free guidance scale; default: 1.5 for pocket, 7.5 for other bases.")
     ] = None,
     force: Force = False,
 ) -> None:
-    """Merge two LoRAs and look at the pictures at once. Examples are the miniature's test subjects and styles."""
+    """Merge two LoRAs and draw pictures with the result. Examples are the miniature's test subjects and styles."""
     from lorarar import preview
 
     notes = preview.show(
@@ -49,7 +56,7 @@ def generate(
         style,
         out,
         methods=method or ["lorarar"],
-        base=base or preview.POCKET,
+        base=preview.find_base(base) if base else preview.POCKET,
         hypernet=hypernet,
         prompt=prompt,
         number=number,

@@ -1,4 +1,4 @@
-"""Shows the content of a LoRA file."""
+"""`lorarar inspect`: the contents of a LoRA file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import typer
 
 from lorarar.errors import printable
 
-EPILOG = "Example: `lorarar inspect cat.safetensors`"
+EXAMPLES = "Example: `lorarar inspect cat.safetensors`"
 
 
-def inspect(
-    file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
+def run(
+    file: Annotated[Path, typer.Argument(help="LoRA file in any format.", show_default=False)],
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
 ) -> None:
-    """Say what is in a LoRA file: format, base model, layers, ranks, norms."""
+    """Describe a LoRA file: format, base model, layers, ranks, norms."""
     from lorarar.lora import base_models
     from lorarar.lora.adapter import Adapter
 

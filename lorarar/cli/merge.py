@@ -1,4 +1,4 @@
-"""Merges two LoRA files."""
+"""`lorarar merge`: two LoRA files in, one out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from lorarar.cli.options import Force, Format, Layout, Numbers, Out, setting_of
+from lorarar.cli.options import Dtype, Force, Format, Out, parse_settings
 
-EPILOG = """Examples:
+EXAMPLES = """Examples:
 
 `lorarar merge cat.safetensors watercolor.safetensors -o both.safetensors --method direct`
 
@@ -19,39 +19,32 @@ EPILOG = """Examples:
 `lorarar merge cat.safetensors watercolor.safetensors -o both.safetensors -m ties -s density=0.3 -s space=delta`"""
 
 
-def merge(
+def run(
     content: Annotated[Path, typer.Argument(help="LoRA of the subject.", show_default=False)],
     style: Annotated[Path, typer.Argument(help="LoRA of the style.", show_default=False)],
     out: Out,
-    method: Annotated[str, typer.Option("--method", "-m", help="One of `lorarar methods`.")] = "lorarar",
+    method: Annotated[str, typer.Option("--method", "-m", help="Name of a method; `lorarar methods` lists them.")] = (
+        "lorarar"
+    ),
     hypernet: Annotated[
         Path | None, typer.Option(help="Trained hypernetwork (.safetensors or .pth) for method lorarar.")
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", metavar="NAME=VALUE", help="An option of the method, see `lorarar methods`."),
+        typer.Option("--set", "-s", metavar="NAME=VALUE", help="Option of the method; `lorarar methods` lists them."),
     ] = None,
-    format: Layout = Format.diffusers,
-    dtype: Numbers = None,
+    format: Format = "diffusers",
+    dtype: Dtype = None,
     force: Force = False,
 ) -> None:
     """Merge two LoRA files into one standard LoRA file."""
     from lorarar.merge.api import merge_files
 
     begun = time.monotonic()
-    options = dict(setting_of(text) for text in setting or [])
+    options = parse_settings(setting)
     if hypernet is not None:
         options["hypernet"] = hypernet
-    notes = merge_files(
-        content,
-        style,
-        out,
-        method=method,
-        format=format.value,
-        dtype=dtype and dtype.value,
-        force=force,
-        options=options,
-    )
+    notes = merge_files(content, style, out, method=method, format=format, dtype=dtype, force=force, options=options)
     for note in notes:
         typer.echo(note, err=True)
     typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB in {time.monotonic() - begun:.1f} s")

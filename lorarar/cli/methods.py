@@ -1,4 +1,4 @@
-"""Lists the merging methods."""
+"""`lorarar methods`: the table of merging methods."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import typer
 
+EXAMPLES = "Example: `lorarar methods`"
 
-def methods() -> None:
+
+def run() -> None:
     """List the merging methods with their options."""
     from lorarar.merge.registry import METHODS
 

@@ -1,9 +1,8 @@
-"""Files from the web: gone on with after a cut, asked for again after a fault, refused where something is wrong."""
+"""Downloads of pictures, several at a time: each file comes whole or not at all, and a one-line reason says why not."""
 
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -26,11 +25,11 @@ TRY_AGAIN = (408, 425, 429)
 
 
 class Manners(BaseModel):
-    """Limits of a download: its size, its time and its attempts.
+    """Limits of a download, and how often it may ask.
 
     Attributes
     ----------
-    per_host : downloads at a time from one host.
+    per_host : downloads at a time from one host, and failures in a row after which it is not asked any more.
     attempts : for one file.
     pause : seconds before the second attempt; they double with every further one.
     silence : seconds without a byte after which an attempt has failed.
@@ -50,11 +49,11 @@ class Manners(BaseModel):
 
 
 class Refused(Exception):
-    """A file that does not come; the message is the reason, without the address."""
+    """A download that failed for good; the message is the reason, without the address."""
 
 
 class Fault(Exception):
-    """An attempt that failed, where another may not. `pause` is what the server asks to wait, in seconds."""
+    """An attempt that failed, where another may succeed. `pause` is the wait that the server asks for, in seconds."""
 
     def __init__(self, reason: str, pause: float = 0.0) -> None:
         super().__init__(reason)
@@ -66,7 +65,7 @@ class Downloader:
 
     Parameters
     ----------
-    hosts : where an address may lead on to, besides its own host.
+    hosts : hosts that an address may redirect to, besides its own.
     mirror : base address that is asked in place of all others, for `<mirror>/<host>/<path>`; none if empty.
     """
 
@@ -75,8 +74,11 @@ class Downloader:
         self.hosts = hosts
         self.mirror = mirror.rstrip("/")
         self._session = requests.Session()
+        self._session.headers.update(
+            {"User-Agent": manners.user_agent, "Accept": ACCEPT, "Accept-Encoding": "identity"}
+        )
         self._quiet: dict[str, float] = {}  # host -> when it may be asked again
-        self._failed: dict[str, list[str]] = defaultdict(list)  # host -> why its latest files, in a row, did not come
+        self._failed: dict[str, list[str]] = defaultdict(list)  # host -> reasons of its latest failures in a row
         self._stop = Event()
 
     def each(self, addresses: Mapping[str, str], work: Callable[[str], None]) -> Iterator[tuple[str, str]]:
@@ -84,7 +86,7 @@ class Downloader:
 
         Parameters
         ----------
-        addresses : name -> address; names without one are as of one host.
+        addresses : name -> address; names without one count as one host.
         """
         with ExitStack() as stack:
             pools: dict[str, ThreadPoolExecutor] = defaultdict(
@@ -103,22 +105,22 @@ class Downloader:
                 for future in futures:
                     future.cancel()
 
-    def get(self, address: str, part: Path) -> None:
-        """Have the whole file at `part`, going on from what an earlier attempt or run left there.
+    def get(self, address: str, file: Path) -> None:
+        """Download an address to `file`, which may hold a part if this fails.
 
         Raises
         ------
-        Refused : it does not come, or would be too large.
+        Refused : the server does not send it, or it is too large or too slow.
         """
         deadline = monotonic() + self.manners.seconds
         host, reason = self._host(address), ""
         for attempt in range(self.manners.attempts):
             failed = self._failed[host]
             if len(failed) >= self.manners.per_host:
-                raise Refused(f"not asked for, as {len(failed)} files of {host} in a row did not come: {failed[-1]}")
+                raise Refused(f"skipped: the last {len(failed)} downloads from {host} failed ({failed[-1]})")
             self._wait(self._quiet.get(host, 0.0) - monotonic(), deadline, "other files of this host were turned down")
             try:
-                self._attempt(address, part, deadline)
+                self._attempt(address, file, deadline)
                 return failed.clear()
             except Fault as fault:
                 reason, asked = str(fault), fault.pause
@@ -138,62 +140,43 @@ class Downloader:
         if self._stop.wait(max(pause, 0.0)):
             raise Refused("interrupted")
 
-    def _attempt(self, address: str, part: Path, deadline: float) -> None:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        begun, version = _left(address, part)
-        headers = {"User-Agent": self.manners.user_agent, "Accept": ACCEPT, "Accept-Encoding": "identity"}
-        if version:
-            # With If-Range a server sends the whole file if it is not the same any more (RFC 9110, 13.1.5).
-            headers |= {"Range": f"bytes={begun}-", "If-Range": version}
-        with self._open(address, headers) as response:
-            if version and not _goes_on(response, begun, version):
-                forget(part)
-                if response.status_code != 200:
-                    raise Fault(f"HTTP {response.status_code} without the rest that was asked for")
-                begun, version = 0, ""
-            self._see_head(response, 206 if version else 200)
-            if not version:
-                _begin(address, part, _version(response))
-            self._receive(response, part, begun, deadline)
-
-    @staticmethod
-    def _see_head(response: requests.Response, expected: int) -> None:
-        code = response.status_code
-        if code in TRY_AGAIN or code >= 500:
-            raise Fault(f"HTTP {code}", _retry_after(response))
-        if code != expected:
-            raise Refused(f"HTTP {code}")
-        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if kind and not kind.startswith("image/") and not kind.endswith("/octet-stream"):
-            raise Refused(f"sends {kind}, no picture")
-
-    def _receive(self, response: requests.Response, part: Path, size: int, deadline: float) -> None:
-        length = response.headers.get("Content-Length", "")
-        self._see_size(size + int(length) if length.isdigit() else 0)
-        with part.open("ab") as file:
+    def _attempt(self, address: str, path: Path, deadline: float) -> None:
+        size = 0
+        with self._open(address) as response, path.open("wb") as file:
+            self._check_head(response)
             # Not iter_content: that waits for a full chunk, however slowly it drips.
             while chunk := response.raw.read1(CHUNK):
                 size += len(chunk)
-                self._see_size(size)
+                self._check_size(size)
                 if monotonic() > deadline:
-                    raise Refused(f"not whole after {self.manners.seconds:g} s; run again, and it continues")
+                    raise Refused(f"not whole after {self.manners.seconds:g} s; run again, or raise download.seconds")
                 if self._stop.is_set():
                     raise Refused("interrupted")
                 file.write(chunk)
 
-    def _see_size(self, size: int) -> None:
+    def _check_head(self, response: requests.Response) -> None:
+        code = response.status_code
+        if code in TRY_AGAIN or code >= 500:
+            raise Fault(f"HTTP {code}", _retry_after(response))
+        if code != 200:
+            raise Refused(f"HTTP {code}")
+        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind and not kind.startswith("image/") and not kind.endswith("/octet-stream"):
+            raise Refused(f"sends {kind}, no picture")
+        length = response.headers.get("Content-Length", "")
+        self._check_size(int(length) if length.isdigit() else 0)
+
+    def _check_size(self, size: int) -> None:
         if size > self.manners.megabytes * 1e6:
             raise Refused(f"is larger than {self.manners.megabytes:g} MB")
 
-    def _open(self, address: str, headers: dict[str, str]) -> requests.Response:
+    def _open(self, address: str) -> requests.Response:
         """The answer at the end of all redirects, each of which must lead to an allowed host."""
         where = self._where(address)
         allowed = self.hosts | {urlsplit(where).netloc}
         for _ in range(MOST_REDIRECTS):
             try:
-                response = self._session.get(
-                    where, headers=headers, stream=True, allow_redirects=False, timeout=self.manners.silence
-                )
+                response = self._session.get(where, stream=True, allow_redirects=False, timeout=self.manners.silence)
             except ValueError as error:  # requests looks at where it would lead, too
                 raise Refused(f"no address, or leads to none ({error})") from None
             if not response.is_redirect:
@@ -210,60 +193,13 @@ class Downloader:
 
 
 def _next(where: str, location: str, allowed: frozenset[str]) -> str:
-    """The target of a redirect, if it is allowed."""
+    """The address that a redirect leads to, if it is allowed."""
     leads = urlsplit(urljoin(where, location))
     if leads.netloc not in allowed:
         raise Refused(f"leads to {leads.geturl()}, whose host is none that it may lead to")
     if leads.scheme != "https" and urlsplit(where).scheme == "https":
         raise Refused(f"leads to {leads.geturl()}, which is not encrypted")
     return leads.geturl()
-
-
-# --- the part of a file that is there, and its version, in a small file next to it ---------------------------------
-
-
-def _tag(part: Path) -> Path:
-    return part.with_name(f"{part.name}.version")
-
-
-def _left(address: str, part: Path) -> tuple[int, str]:
-    """Bytes and version of what was begun; nothing unless both are known."""
-    try:
-        source, version = _tag(part).read_text(encoding="utf-8").splitlines()
-        return (part.stat().st_size, version) if source == address else (0, "")
-    except (OSError, ValueError):
-        return 0, ""
-
-
-def _begin(address: str, part: Path, version: str) -> None:
-    """An empty file; only with a version can it be gone on with."""
-    forget(part)
-    part.touch()
-    if version:
-        _tag(part).write_text(f"{address}\n{version}\n", encoding="utf-8")
-
-
-def forget(part: Path) -> None:
-    """Remove what is there of a file."""
-    _tag(part).unlink(missing_ok=True)
-    part.unlink(missing_ok=True)
-
-
-def _version(response: requests.Response) -> str:
-    """A strong ETag, or the date: what `If-Range` takes."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-
-
-def _goes_on(response: requests.Response, begun: int, version: str) -> bool:
-    """True if this is the requested rest, of the same version where it names one.
-
-    An answer that is no file at all (a fault, a refusal) does not speak against what is there.
-    """
-    if response.status_code != 206:
-        return response.status_code not in (200, 416)
-    rest = re.match(rf"bytes {begun}-", response.headers.get("Content-Range", ""))
-    return rest is not None and _version(response) in ("", version)
 
 
 def _retry_after(response: requests.Response) -> float:

@@ -1,12 +1,11 @@
-"""The photographs of the real world: downloaded or placed by hand, checked, compared with what they were before.
+"""Photographs of the full-size benchmark: downloaded or placed by hand, checked, and compared with earlier checksums.
 
-A folder (`data/photographs`) says where they come from (`sources.yaml`), remembers the checksum of every one that was
-ever used (`photographs.lock`), and takes those that are placed by hand (`subjects/<name>/`, `styles/<name>/`).
+The folder `data/photographs` says where they come from (`sources.yaml`), keeps the checksum of every photograph that
+was ever used (`photographs.lock`), and holds those that are placed by hand (`subjects/<name>/`, `styles/<name>/`).
 """
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections import Counter
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from tqdm import tqdm
 
 from lorarar.data.catalog import Style, Subject
-from lorarar.data.download import Downloader, Manners, Refused, forget
+from lorarar.data.download import Downloader, Manners, Refused
 from lorarar.errors import UserError
 from lorarar.files import atomic, sha256
 from lorarar.pictures import Picture
@@ -34,7 +33,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 class Section(BaseModel):
-    """A part of sources.yaml; unknown keys are errors."""
+    """Part of sources.yaml; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,7 +49,7 @@ class Collection(Section):
 
 
 class Measures(Section):
-    """Required size of a picture in pixels, and the size at which it is kept."""
+    """Allowed sizes of a picture, in pixels, and the size at which it is kept."""
 
     smallest_side: PositiveInt
     megapixels: PositiveInt
@@ -70,11 +69,11 @@ class Sources(Section):
 
 @dataclass(frozen=True)
 class Photograph:
-    """One picture that is wanted.
+    """A picture that the benchmark needs.
 
     Attributes
     ----------
-    name : `subjects/dog8/03`.
+    name : such as `subjects/dog8/03`.
     address : where it is published; empty if nowhere.
     placed : the file that was placed by hand, if there is one.
     """
@@ -93,7 +92,7 @@ class Lock:
 
     @classmethod
     def load(cls, path: Path) -> Lock:
-        """Read it; empty if there is no such file."""
+        """Reads the file; a missing one is empty."""
         entries = {}
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), start=1):
             match = re.fullmatch(r"([0-9a-f]{64})  (\S+)  (\d+)", line)
@@ -118,11 +117,11 @@ class Photographs:
 
     @classmethod
     def load(cls, folder: Path, cache: Path) -> Photographs:
-        """Read `sources.yaml`.
+        """Reads `sources.yaml`.
 
         Raises
         ------
-        UserError : it is missing, or something is wrong in it.
+        UserError : the file is missing or not valid.
         """
         path = folder / "sources.yaml"
         try:
@@ -136,11 +135,11 @@ class Photographs:
             raise UserError(f"{path}: cannot be read ({reason}); restore it from git") from None
 
     def wanted(self, subjects: Iterable[Subject], styles: Iterable[Style]) -> list[Photograph]:
-        """All pictures of some subjects and styles.
+        """Lists the pictures of some subjects and styles.
 
         Raises
         ------
-        UserError : an address is none, or it cannot be told which pictures were placed by hand.
+        UserError : an address is not valid, or a picture placed by hand has no clear number.
         """
         found = []
         for subject in subjects:
@@ -156,14 +155,14 @@ class Photographs:
         return found
 
     def fetch(self, wanted: Sequence[Photograph], mirror: str = "") -> dict[str, Path]:
-        """Have all pictures: name -> file.
+        """Gets all pictures and returns name -> file.
 
-        Those placed by hand are taken first, then those that are here, and the rest is downloaded. All are compared
-        with the lock file, which is extended by those that are new.
+        Pictures placed by hand come first, then earlier downloads; the rest is downloaded. All are compared with the
+        lock file, and new ones are added to it.
 
         Raises
         ------
-        UserError : some cannot be had; its message has a line for each.
+        UserError : some are missing; the message has one line for each.
         """
         if mirror and not ADDRESS.match(mirror):
             raise UserError(f"{MIRROR}: {mirror!r} is no address; give one as https://mirror.example.org/cache")
@@ -188,7 +187,7 @@ class Photographs:
         return {name: self._file(photograph) for name, photograph in by_name.items()}
 
     def plan(self, wanted: Sequence[Photograph]) -> str:
-        """The plan of `fetch`, in a few lines."""
+        """Tells in a few lines what `fetch` would do."""
         placed = [photograph for photograph in wanted if photograph.placed]
         here = [photograph for photograph in wanted if not photograph.placed and self._here(photograph)]
         rest = [photograph for photograph in wanted if not self._here(photograph)]
@@ -202,7 +201,7 @@ class Photographs:
         return "\n".join(lines)
 
     def attribution(self, subjects: Iterable[Subject], styles: Iterable[Style]) -> str:
-        """Whose the pictures are and under which licenses they may be used, in Markdown."""
+        """A Markdown table of the pictures' owners and licenses."""
         rows = [(subject.name, str(subject.images), *self._credit(subject)) for subject in subjects]
         rows += [(style.name, "1", *self._credit(style)) for style in styles]
         lines = [
@@ -218,27 +217,25 @@ class Photographs:
     # --- one picture ----------------------------------------------------------------------------------------------
 
     def _have(self, photograph: Photograph, lock: Lock, downloader: Downloader) -> None:
-        """See that the picture is here and is right."""
+        """Checks the picture, and downloads it first if needed."""
         file = self._file(photograph)
         if photograph.placed:
-            return self._accept(photograph, file, lock)
+            self._accept(photograph, file, lock)
+            return
         if file.exists():
             try:
-                return self._accept(photograph, file, lock)
+                self._accept(photograph, file, lock)
+                return
             except Refused:
                 file.unlink()  # damaged since, or left from other days: it is downloaded again
         if not photograph.address:
             raise Refused("no address")
-        part = file.with_name(f".{file.name}.part")
-        downloader.get(photograph.address, part)
-        try:
+        with atomic(file) as part:
+            downloader.get(photograph.address, part)
             self._accept(photograph, part, lock)
-            return os.replace(part, file)
-        finally:
-            forget(part)
 
     def _accept(self, photograph: Photograph, file: Path, lock: Lock) -> None:
-        """Compare a file with the lock; one that is new must be a picture of the right measures."""
+        """Compares a file with the lock; a new one must be a picture of an allowed size."""
         facts = sha256(file), file.stat().st_size
         known = lock.entries.get(photograph.name)
         if known is None:
@@ -267,7 +264,7 @@ class Photographs:
         where = f"{photograph.address}: " if photograph.address else ""
         return f"{photograph.name}: {where}{reason}; place it by hand as {self.folder / photograph.name}.jpg{changed}"
 
-    # --- what data says of it -------------------------------------------------------------------------------------
+    # --- sources and credits --------------------------------------------------------------------------------------
 
     def _collection(self, subject: Subject) -> Collection | None:
         return next((c for c in self.sources.collections if subject.name in c.subjects), None)
@@ -279,7 +276,7 @@ class Photographs:
         return collection.address.replace("{name}", subject.name).replace("{number}", f"{index:02}")
 
     def _credit(self, entry: Subject | Style) -> tuple[str, str, str]:
-        """By whom, from where, under which license."""
+        """Owner, source and license."""
         own = self.sources.credits.get(entry.name, "")
         if isinstance(entry, Subject):
             collection = self._collection(entry)
@@ -314,11 +311,11 @@ class Photographs:
 
 
 def develop(path: Path, measures: Measures) -> Picture:
-    """A photograph as a picture: upright, RGB, transparent parts white, reduced to the longest side.
+    """Reads a photograph: turned upright, RGB, transparent parts white, reduced to the longest side.
 
     Raises
     ------
-    UserError : it is none that can be used.
+    UserError : the file is no picture, or has a wrong size.
     """
     try:
         return np.asarray(_decode(path, measures))
@@ -327,7 +324,7 @@ def develop(path: Path, measures: Measures) -> Picture:
 
 
 def _decode(path: Path, measures: Measures) -> Image.Image:
-    """The same, of Pillow; a ValueError says what is wrong."""
+    """Pillow image of `develop`; a ValueError says what is wrong."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.scoring.images import Image, batches
+from lorarar.pictures import Picture
+from lorarar.scoring.images import batches
 from lorarar.scoring.judges.verification import Trunk, as_tensor, half, statistics
 
 HEADS = ("noun", "family", "subject", "style")
@@ -90,7 +91,7 @@ class Recogniser:
             save_file({name: half(tensor) for name, tensor in self.network.state_dict().items()}, temporary)
 
     @torch.inference_mode()
-    def recognise(self, images: Sequence[Image] | np.ndarray, batch_size: int = 128) -> list[Recognition]:
+    def recognise(self, images: Sequence[Picture] | np.ndarray, batch_size: int = 128) -> list[Recognition]:
         """One recognition per uint8 picture (64, 64, 3)."""
         found: list[Recognition] = []
         for batch in batches(images, batch_size):

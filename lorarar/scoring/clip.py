@@ -15,18 +15,19 @@ import torch
 
 from lorarar.errors import UserError
 from lorarar.files import folder_sha256, sha256
-from lorarar.scoring.images import Image, as_pil, batches, mean_cosine
-from lorarar.scoring.weights import hub, reason
+from lorarar.pictures import Picture
+from lorarar.scoring.images import as_pil, batches, mean_cosine
+from lorarar.scoring.weights import offline_unless, reason
 
 
 class Clip:
-    """An open_clip model with its own preprocessing and tokenizer; features are unit vectors.
+    """An open_clip model with its preprocessing and tokenizer; features are unit vectors.
 
     Parameters
     ----------
     model, preprocess, tokenizer : what `open_clip.create_model_and_transforms` and `open_clip.get_tokenizer`
         return.
-    device : where the model runs.
+    device : device of the model.
     source : name or folder of the model, and tag or file of its weights, as given to `load`.
     """
 
@@ -48,19 +49,19 @@ class Clip:
     def load(
         cls, name: Path | str, pretrained: str | None = None, device: str = "cpu", *, download: bool = False
     ) -> Clip:
-        """Load a folder (`open_clip_config.json` and weights), or a model open_clip knows by name and tag.
+        """Loads a folder (`open_clip_config.json` and weights), or a model that open_clip knows by name and tag.
 
         Parameters
         ----------
         name : a local folder, or an open_clip model name such as `ViT-B-32`.
-        pretrained : tag or file of the weights of a named model, such as `openai`; a folder holds its own.
-        device : where the model runs.
-        download : fetch weights that are not on this machine yet.
+        pretrained : tag or file of the weights of a named model, such as `openai`; not used for a folder.
+        device : device of the model.
+        download : download weights that are not on this machine yet.
 
         Raises
         ------
         UserError : the folder is missing or broken, open_clip does not know the name or the tag, or the weights are
-            not on this machine and may not be fetched.
+            not on this machine and may not be downloaded.
         """
         import open_clip
         from safetensors import SafetensorError
@@ -78,7 +79,7 @@ class Clip:
             identifier = str(name)
         published = open_clip.get_pretrained_cfg(identifier.replace("/", "-"), pretrained or "")
         try:
-            with hub(download):
+            with offline_unless(download):
                 model, _, preprocess = open_clip.create_model_and_transforms(
                     identifier,
                     pretrained=pretrained,
@@ -92,7 +93,7 @@ class Clip:
         return cls(model, preprocess, tokenizer, device, (name, pretrained))
 
     def describe(self) -> dict[str, Any]:
-        """Checkpoint and preprocessing, the provenance of figures: published ones differ in both."""
+        """Describes checkpoint and preprocessing for the results: published scores differ in both."""
         name, pretrained = self.source or (None, None)
         if name is not None and Path(name).is_dir():
             pretrained = f"sha256:{folder_sha256(name)}"
@@ -105,7 +106,7 @@ class Clip:
         }
 
     @torch.inference_mode()
-    def images(self, images: Sequence[Image], batch_size: int = 64) -> torch.Tensor:
+    def images(self, images: Sequence[Picture], batch_size: int = 64) -> torch.Tensor:
         """(n, d) unit features of pictures, float32 on the CPU."""
         parts = []
         for batch in batches(images, batch_size):
@@ -123,11 +124,11 @@ class Clip:
         return torch.cat(parts)
 
 
-def clip_i(clip: Clip, images: Sequence[Image], references: Sequence[Image]) -> torch.Tensor:
+def clip_i(clip: Clip, images: Sequence[Picture], references: Sequence[Picture]) -> torch.Tensor:
     """(n,) mean cosine similarity of each image to the (style) reference pictures."""
     return mean_cosine(clip.images(images), clip.images(references))
 
 
-def clip_t(clip: Clip, images: Sequence[Image], prompt: str) -> torch.Tensor:
+def clip_t(clip: Clip, images: Sequence[Picture], prompt: str) -> torch.Tensor:
     """(n,) cosine similarity of each image to the one prompt all of them were made from."""
     return mean_cosine(clip.images(images), clip.texts([prompt]))

@@ -1,6 +1,4 @@
-"""DINO: the mean cosine similarity between CLS features of a self-supervised ViT, image against subject
-references.
-"""
+"""DINO: mean cosine similarity of a self-supervised ViT's CLS features, image against subject references."""
 
 from __future__ import annotations
 
@@ -12,7 +10,8 @@ from typing import Any
 import torch
 
 from lorarar.errors import UserError
-from lorarar.scoring.images import Image, as_pil, batches, mean_cosine
+from lorarar.pictures import Picture
+from lorarar.scoring.images import as_pil, batches, mean_cosine
 from lorarar.scoring.weights import checkpoint, reason
 
 
@@ -22,8 +21,8 @@ class Dino:
     Parameters
     ----------
     model, processor : a model whose `last_hidden_state[:, 0]` is the CLS feature, and its image processor.
-    device : where the model runs.
-    source : folder or hub's name of the model.
+    device : device of the model.
+    source : folder of the model, or its name on the hub.
     """
 
     def __init__(self, model: Any, processor: Any, device: str = "cpu", source: Path | str | None = None) -> None:
@@ -34,18 +33,18 @@ class Dino:
 
     @classmethod
     def load(cls, name: Path | str, device: str = "cpu", *, download: bool = False) -> Dino:
-        """Load a local folder or a model of the hub by its name.
+        """Loads a local folder, or a model of the hub by its name.
 
         Parameters
         ----------
         name : a folder, or `facebook/dino-vits16` (as in ImagenHub), `facebook/dino-vits8` or `facebook/dinov2-small`
             (both as in DreamBench++).
-        device : where the model runs.
-        download : fetch a hub's model that is not on this machine yet.
+        device : device of the model.
+        download : download a hub model that is not on this machine yet.
 
         Raises
         ------
-        UserError : it cannot be loaded, or is not on this machine and may not be fetched.
+        UserError : it cannot be loaded, or is not on this machine and may not be downloaded.
         """
         from safetensors import SafetensorError
         from transformers import AutoImageProcessor, AutoModel
@@ -59,7 +58,7 @@ class Dino:
         return cls(model, processor, device, name)
 
     def describe(self) -> dict[str, Any]:
-        """Checkpoint and preprocessing, the provenance of figures: published ones differ in both."""
+        """Describes checkpoint and preprocessing for the results: published scores differ in both."""
         return {
             "model": self.source and str(self.source),
             "checkpoint": checkpoint(self.source, self.model),
@@ -67,7 +66,7 @@ class Dino:
         }
 
     @torch.inference_mode()
-    def images(self, images: Sequence[Image], batch_size: int = 64) -> torch.Tensor:
+    def images(self, images: Sequence[Picture], batch_size: int = 64) -> torch.Tensor:
         """(n, d) unit CLS features of pictures, float32 on the CPU."""
         parts = []
         for batch in batches(images, batch_size):
@@ -77,6 +76,6 @@ class Dino:
         return torch.cat(parts)
 
 
-def dino(model: Dino, images: Sequence[Image], references: Sequence[Image]) -> torch.Tensor:
+def dino(model: Dino, images: Sequence[Picture], references: Sequence[Picture]) -> torch.Tensor:
     """(n,) mean cosine similarity of each image to the subject reference pictures."""
     return mean_cosine(model.images(images), model.images(references))

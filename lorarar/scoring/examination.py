@@ -1,4 +1,4 @@
-"""Examines a judge, CLIP and DINO on pairs of pictures whose answer is known."""
+"""Accuracy of judges, CLIP and DINO on pairs of pictures whose right answer is known."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lorarar.scoring.judges.cache import CachedJudge
 from lorarar.scoring.statistics import balanced_accuracy, roc_auc, spread, wilson
 
 Pairs = Mapping[str, npt.NDArray]
-"""Columns reference, test, label, hard and words, as `Workshop.bank_pairs` gives them: `hard` is the way in which a
-wrong pair is hard, or empty."""
+"""Columns reference, test, label, hard and words, as `Workshop.bank_pairs` gives them: `hard` says why a wrong pair is
+hard, or is empty."""
 
 
 def questions(kind: Kind, pairs: Pairs) -> list[Question]:
-    """The questions about the pairs."""
+    """Questions about the pairs."""
     columns = (pairs["reference"], pairs["test"], pairs["words"].tolist())
     return [Question(kind, reference, test, words) for reference, test, words in zip(*columns, strict=True)]
 
@@ -29,21 +29,21 @@ def examine(judge: CachedJudge, kind: Kind, pairs: Pairs, seed: int, n: int) -> 
 
     Parameters
     ----------
-    seed, n : of the resampling of pairs, for the 95% intervals.
+    seed, n : seed and number of the resamplings of pairs, for the 95% intervals.
 
     Returns
     -------
     dict
-        `balanced_accuracy`, the rates `false_yes` and `false_no`, `hard_accuracy` (share of hard wrong pairs that were
-        told to be wrong) and the same for each way of being hard, such as `same_class_accuracy`, the numbers `n`,
-        `n_hard`, `n_same_class` and so on, `unanswered` (each a wrong answer), and `auc`, the area under the ROC curve
-        of the probabilities of yes, where the judge gives them.
+        `balanced_accuracy`, the rates `false_yes` and `false_no`, `hard_accuracy` (share of hard wrong pairs with
+        answer no) and the same for each kind of hard pair, such as `same_class_accuracy`, the numbers `n`, `n_hard`,
+        `n_same_class` and so on, `unanswered` (each a wrong answer), and `auc`, the area under the ROC curve of the
+        probabilities of yes, if the judge gives them.
     """
     verdicts = judge.answer(questions(kind, pairs))
     answers, chances = [verdict.yes for verdict in verdicts], [verdict.probability for verdict in verdicts]
     truth: list[bool] = pairs["label"].tolist()
     accuracy = balanced_accuracy(truth, answers)
-    # Of answers that are 0 or 1, balanced accuracy is the area under the curve.
+    # Balanced accuracy is the area under the curve of answers 0 and 1.
     said = [float(label if answer is label else not label) for label, answer in zip(truth, answers, strict=True)]
     figures: dict[str, float] = roc_auc(truth, said, seed, n).named("balanced_accuracy")
     figures |= {
@@ -73,7 +73,7 @@ def similarity_auc(model: Clip | Dino, pairs: Pairs, seed: int, n: int) -> dict[
 
 
 def wordings(judge: CachedJudge, kind: Kind, pairs: Pairs, variants: Mapping[str, JudgePrompts]) -> dict[str, Any]:
-    """Balanced accuracy on the same pairs under every wording, with the `statistics.Spread` of it."""
+    """Balanced accuracy on the same pairs under every wording, and its `statistics.Spread`."""
     truth: list[bool] = pairs["label"].tolist()
     by_wording = {
         name: balanced_accuracy(truth, [v.yes for v in judge.reworded(prompts).answer(questions(kind, pairs))]).balanced

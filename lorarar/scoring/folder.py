@@ -1,4 +1,4 @@
-"""Scores of one's own pictures of one subject in one style, without the pipeline: what `lorarar score` does."""
+"""Scores a folder of pictures of one subject in one style without the pipeline, as `lorarar score` does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import lorarar
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.scoring.images import Image
+from lorarar.pictures import Picture
 from lorarar.scoring.judges import Judge, JudgePrompts, load_judge
 from lorarar.scoring.judges.cache import CachedJudge
 from lorarar.scoring.mars2 import rate
@@ -28,13 +28,13 @@ FIGURES = {
     "dino": "DINO",
     "clip_t": "CLIP-T",
 }
-"""Columns that are summed up, and what readers call them; the first three are shares."""
+"""Columns with a mean, and their titles; the first three are shares."""
 SHARES = ("right", "subject_yes", "style_yes")
 SEED = 0
 
 
 def verdicts() -> Path:
-    """The default folder of cached verdicts."""
+    """Default folder of the cached verdicts."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorarar" / "verdicts"
 
 
@@ -55,33 +55,33 @@ def score(
     device: str = "cpu",
     download: bool = False,
 ) -> dict[str, Any]:
-    """Score pictures; write a row for each to `out` and the summary to `<out>.json`.
+    """Scores pictures; writes a row for each to `out`, and the mean scores to a `.json` with the same name.
 
-    Everything that can be wrong is looked at before the first picture is scored.
+    All inputs are checked before the first picture is scored.
 
     Parameters
     ----------
     images, subject_references, style_references : folders of pictures, or single files.
-    judge : MARS² by this judge: a folder, a server's address or the hub's name of a LLaVA critic. Needs `style_words`.
+    judge : judge for MARS²: a folder, a server's address or a LLaVA critic's name on the hub. Needs `style_words`.
     style_words : words of the style for the judge's prompt, such as "oil painting".
-    clip : CLIP-I by this model: a folder, or `NAME:TAG` as open_clip calls it. With `prompt` also CLIP-T.
-    prompt : what the pictures were made from.
-    dino : DINO by this model: a folder or the hub's name.
-    options : of the judge, see its `load`.
+    clip : model for CLIP-I: a folder, or `NAME:TAG` as open_clip calls it. With `prompt` also CLIP-T.
+    prompt : prompt that the pictures were made from.
+    dino : model for DINO: a folder, or its name on the hub.
+    options : options of the judge, see its `load`.
     prompts : wording of the judge's questions.
     cache : folder of the judge's verdicts, `verdicts()` by default.
-    device : where models run.
-    download : fetch models that are not on this machine yet.
+    device : device of the models.
+    download : download models that are not on this machine yet.
 
     Returns
     -------
     dict
-        What `<out>.json` holds: figures with the ends of their 95% intervals, over the pictures of this one pair, and
-        the models they come from.
+        Contents of the `.json`: mean scores with the ends of their 95% intervals, over the pictures of this one pair,
+        and the models.
 
     Raises
     ------
-    UserError : a folder is empty, a file is no picture, a model or server is not to be had, or options contradict.
+    UserError : a folder is empty, a file is no picture, a model or server is missing, or options contradict.
     """
     if not (judge or clip or dino):
         raise UserError("nothing to score with: give a judge, a CLIP or a DINO model")
@@ -142,7 +142,7 @@ def score(
 
 
 def summarise(columns: Mapping[str, list[Any]]) -> dict[str, float]:
-    """Mean of each score and the ends of its interval: Wilson's for shares, else by resampling pictures."""
+    """Means of all scores and the ends of their intervals: Wilson's for shares, else by resampling pictures."""
     figures: dict[str, float] = {}
     for name in (name for name in FIGURES if name in columns):
         values = columns[name]
@@ -154,14 +154,14 @@ def summarise(columns: Mapping[str, list[Any]]) -> dict[str, float]:
     return figures
 
 
-def read_pictures(path: Path) -> dict[str, Image]:
-    """Pictures of a folder by their names, in order; a single file is a folder of one.
+def read_pictures(path: Path) -> dict[str, Picture]:
+    """Reads the pictures of a folder by name, in order; a single file is a folder of one.
 
-    They are turned as a camera says they were taken. Hidden files and folders inside do not count.
+    They are turned upright as EXIF says. Hidden files and subfolders are skipped.
 
     Raises
     ------
-    UserError : there is none, or a file is no picture.
+    UserError : there is no picture, or a file is no picture.
     """
     from PIL import Image as PilImage
     from PIL import ImageOps
@@ -187,7 +187,7 @@ def read_pictures(path: Path) -> dict[str, Image]:
 def similarity_models(
     clip: str | None, dino: str | None, device: str = "cpu", download: bool = False
 ) -> dict[str, Any]:
-    """The CLIP and DINO models that are named, as `score` takes their names, under "clip" and "dino"."""
+    """Loads the CLIP and DINO models that are named, as `score` takes their names, under "clip" and "dino"."""
     from lorarar.scoring.clip import Clip
     from lorarar.scoring.dino import Dino
 
@@ -206,8 +206,8 @@ def _judge(where: str, prompts: JudgePrompts, device: str, options: dict[str, An
     return load_judge(where, prompts, device, **options)
 
 
-def _check_sizes(judge: Judge, pictures: Mapping[str, Image]) -> None:
-    """The miniature world's judge takes its own pictures only; others read any size."""
+def _check_sizes(judge: Judge, pictures: Mapping[str, Picture]) -> None:
+    """Checks sizes for the miniature world's judge, which takes only that world's; other judges take any size."""
     from lorarar.scoring.judges.verification import VerificationJudge
 
     if isinstance(judge, VerificationJudge):
@@ -218,7 +218,7 @@ def _check_sizes(judge: Judge, pictures: Mapping[str, Image]) -> None:
 
 
 def _text(value: Any) -> Any:
-    """As in the benchmark's own tables: truth values as 0 and 1, six decimals; nothing where there is no score."""
+    """Formats a cell as in the benchmark's tables: truth values as 0 and 1, other numbers with six decimals."""
     if isinstance(value, bool):
         return int(value)
     return f"{value:.6f}" if isinstance(value, float) else value

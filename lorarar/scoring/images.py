@@ -1,35 +1,30 @@
-"""Pictures as the scorers see them, and the one similarity they share."""
+"""Pictures in the form that scoring models take, and the similarity that CLIP-I and DINO share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+from PIL import Image
+
+from lorarar.pictures import Picture
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image as PilImage
-
-Image = npt.NDArray[np.uint8]
-"""A picture: (height, width, 3), RGB, 0 to 255."""
 
 
-def as_pil(images: Iterable[Image], longest_side: int | None = None) -> list[PilImage.Image]:
-    """Pillow images, the form in which published preprocessing pipelines take pictures.
+def as_pil(images: Iterable[Picture], longest_side: int | None = None) -> list[Image.Image]:
+    """Converts pictures to Pillow images, which published preprocessing pipelines take.
 
     Parameters
     ----------
     images : any sizes.
     longest_side : larger pictures are reduced until their longer side is this many pixels.
     """
-    from PIL import Image as PilImage
-
-    pictures = [PilImage.fromarray(image) for image in images]
+    pictures = [Image.fromarray(image) for image in images]
     if longest_side is not None:
         for picture in pictures:
-            picture.thumbnail((longest_side, longest_side), PilImage.Resampling.BICUBIC)
+            picture.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
     return pictures
 
 
@@ -51,5 +46,5 @@ def mean_cosine(features: torch.Tensor, references: torch.Tensor) -> torch.Tenso
 
 
 def batches(items: Any, size: int) -> Iterable[Any]:
-    """Consecutive slices of at most `size` items of a list or of an array's first axis."""
+    """Yields consecutive slices of at most `size` items of a list or of an array's first axis."""
     return (items[start : start + size] for start in range(0, len(items), size))

@@ -12,24 +12,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorarar.scoring.images import Image
+from lorarar.pictures import Picture
 from lorarar.scoring.judges import Judge, Question, Verdict
 
 
 @dataclass(frozen=True)
 class Side:
-    """The judge's verdicts on one image about one side, subject or style; one verdict per reference."""
+    """Verdicts on the subject or the style of one image, one per reference."""
 
     verdicts: tuple[Verdict, ...]
 
     @property
     def yes(self) -> bool:
-        """Strict majority of the references: 2 of 4 fails, and an unanswered question is no yes."""
+        """True for a strict majority of the references: 2 of 4 fails, and an unanswered question is no yes."""
         return 2 * sum(verdict.yes is True for verdict in self.verdicts) > len(self.verdicts)
 
     @property
     def probability(self) -> float | None:
-        """Mean probability of yes over the references (the soft score); None where the judge gives none."""
+        """Mean probability of yes over the references (the soft score); None if the judge gives none."""
         known = [verdict.probability for verdict in self.verdicts if verdict.probability is not None]
         return float(np.mean(known)) if known else None
 
@@ -41,32 +41,32 @@ class Side:
 
 @dataclass(frozen=True)
 class Rating:
-    """One image, judged."""
+    """Verdicts on both sides of one image."""
 
     subject: Side
     style: Side
 
     @property
     def right(self) -> bool:
-        """Subject and style are both right."""
+        """True if subject and style are both right."""
         return self.subject.yes and self.style.yes
 
 
 def rate(
     judge: Judge,
-    images: Sequence[Image],
-    subject_references: Sequence[Image],
-    style_references: Sequence[Image],
+    images: Sequence[Picture],
+    subject_references: Sequence[Picture],
+    style_references: Sequence[Picture],
     style_words: str,
 ) -> list[Rating]:
-    """Judge the images of one subject-style pair.
+    """Judges the images of one subject-style pair.
 
     Parameters
     ----------
-    judge : who answers.
+    judge : the judge that answers.
     images : generated pictures under test.
     subject_references, style_references : at least one picture each.
-    style_words : the style's words for the prompt, without its number.
+    style_words : words of the style for the prompt, without its number.
     """
     if not subject_references or not style_references:
         raise ValueError("a subject and a style need at least one reference picture each")
@@ -78,27 +78,9 @@ def rate(
     return [Rating(subject, style) for subject, style in zip(subjects, styles, strict=True)]
 
 
-RightByPair = Sequence[Sequence[bool]]
-"""For every subject-style pair, whether each of its images is right, in the order of generation."""
-
-
-def average(right: RightByPair) -> float:
-    """Share of all images that are right ("average case")."""
-    return float(np.mean([value for pair in right for value in pair]))
-
-
-def best(right: RightByPair) -> float:
-    """Share of pairs with at least one right image ("best case")."""
-    return float(np.mean([any(pair) for pair in right]))
-
-
 def pair_attempts(pair: Sequence[bool]) -> int:
-    """Images drawn until the first right one; a pair without any counts one more than it has, the least it
-    can be.
+    """Number of images drawn until the first right one (Table 2).
+
+    A pair without any counts one more than it has, the smallest number that is possible.
     """
     return next((index for index, value in enumerate(pair, start=1) if value), len(pair) + 1)
-
-
-def attempts(right: RightByPair) -> float:
-    """Mean number of images drawn until the first right one (Table 2), over pairs."""
-    return float(np.mean([pair_attempts(pair) for pair in right]))

@@ -1,6 +1,4 @@
-"""Judges answer yes or no about two pictures. One small interface; the table `JUDGES` lists who implements
-it.
-"""
+"""Judges answer yes or no about two pictures; the table `JUDGES` lists the classes that do so."""
 
 from __future__ import annotations
 
@@ -12,35 +10,33 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_type_hints
 
-from lorarar.errors import UserError
-from lorarar.scoring.images import Image
+from lorarar.errors import UserError, first_line
+from lorarar.pictures import Picture
 
 Kind = Literal["subject", "style"]
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """Does the test picture show the reference's subject, or have the reference's style?
+    """A question: does the test picture show the reference's subject, or have the reference's style?
 
     Attributes
     ----------
-    kind : what is asked.
+    kind : subject or style.
     reference, test : the two pictures.
     style_words : words of the style for the prompt of Figure A2, such as "oil painting"; unused for a
         subject.
     """
 
     kind: Kind
-    reference: Image
-    test: Image
+    reference: Picture
+    test: Picture
     style_words: str = ""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """An answer: `yes` is None where the judge said neither; `probability` of yes, where the judge gives
-    one.
-    """
+    """An answer. `yes` is None if the judge said neither; `probability` of yes is None if the judge gives none."""
 
     yes: bool | None
     probability: float | None = None
@@ -51,9 +47,9 @@ class Judge(Protocol):
 
     Attributes
     ----------
-    name : says in results who judged.
-    identity : the name and everything else that its answers depend on, such as a fingerprint of its weights.
-    prompts : wording of its questions; None for a judge that reads none.
+    name : names the judge in results.
+    identity : the name and everything else that the answers depend on, such as a fingerprint of the weights.
+    prompts : wording of the questions; None for a judge that reads no prompt.
     """
 
     name: str
@@ -65,14 +61,14 @@ class Judge(Protocol):
     def prompts(self) -> JudgePrompts | None: ...
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
-        """One verdict per question."""
+        """Gives one verdict per question."""
         ...
 
 
 @dataclass(frozen=True)
 class JudgePrompts:
     """Wording of the two questions (Figures A1 and A2); `{image}` marks a picture, `{style}` the style's
-    words. Where they are `swapped`, yes means that the pictures do *not* match.
+    words. If they are `swapped`, yes means that the pictures do *not* match.
     """
 
     system: str
@@ -87,7 +83,7 @@ class JudgePrompts:
 
     @classmethod
     def load(cls, path: Path | str) -> JudgePrompts:
-        """Read the section `mars2` of data/prompts.yaml.
+        """Reads the section `mars2` of data/prompts.yaml.
 
         Raises
         ------
@@ -102,9 +98,9 @@ class JudgePrompts:
 
     @classmethod
     def variants(cls, path: Path | str) -> dict[str, JudgePrompts]:
-        """The paper's wording as `paper`, then every rewording of the section `mars2_variants` by its name.
+        """Reads the paper's wording as `paper`, and every rewording of the section `mars2_variants` by its name.
 
-        How far a score moves between them says how much of it is the wording's doing, see `statistics.spread`.
+        The spread of a score over them shows how far it depends on the wording, see `statistics.spread`.
 
         Raises
         ------
@@ -121,12 +117,12 @@ class JudgePrompts:
         return {"paper": paper} | rewordings
 
     def text(self, question: Question) -> str:
-        """The user prompt of a question, with `{image}` still marking the places of the pictures."""
+        """User prompt of a question; `{image}` still marks the places of the pictures."""
         wording = self.subject if question.kind == "subject" else self.style
         return wording.replace("{style}", question.style_words)
 
     def verdict(self, yes: bool | None, probability: float | None) -> Verdict:
-        """The verdict of an answer; swapped prompts turn it around."""
+        """Turns an answer into a verdict on the match, its opposite if the prompts are swapped."""
         if not self.swapped:
             return Verdict(yes, probability)
         return Verdict(None if yes is None else not yes, None if probability is None else 1 - probability)
@@ -136,13 +132,13 @@ FIRST_WORD = re.compile(r"\W*(\w+)")
 
 
 def read_answer(text: str) -> bool | None:
-    """Yes or no by the first word, whatever its case; None for anything else."""
+    """Reads yes or no from the first word, in any case; None for anything else."""
     match = FIRST_WORD.match(text)
     return {"yes": True, "no": False}.get(match.group(1).lower()) if match else None
 
 
 def conversation(prompts: JudgePrompts, question: Question) -> list[dict]:
-    """System and user turn of a question, the pictures standing where the prompt has `{image}`."""
+    """System and user turn of a question, with the pictures where the prompt has `{image}`."""
     before, between, after = prompts.text(question).split("{image}")
     return [
         {"role": "system", "content": [{"type": "text", "text": prompts.system}]},
@@ -168,11 +164,11 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def load_judge(where: Path | str, prompts: JudgePrompts, device: str = "cpu", **options: Any) -> Judge:
-    """Load a judge, whichever kind it is.
+    """Loads a judge of any kind.
 
     Parameters
     ----------
-    where : a local folder; as text also the address of a server, or the hub's name of a LLaVA critic.
+    where : a local folder, or a string with the address of a server or a LLaVA critic's name on the hub.
     prompts : wording of the questions.
     device : where a local judge runs.
     options : keyword arguments of the `load` of its class.
@@ -224,4 +220,4 @@ def _yaml(path: Path | str) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); restore it from git") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]}); restore it from git") from error
+        raise UserError(f"{path}: not YAML ({first_line(error)}); restore it from git") from error

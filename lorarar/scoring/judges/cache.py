@@ -1,4 +1,4 @@
-"""Verdicts, kept: a judge may cost a second or a cent for each question, and no question is worth asking twice."""
+"""Cache of verdicts: no question is asked twice, because each may cost a second or a cent."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from tqdm import tqdm
 
 from lorarar.errors import UserError
 from lorarar.files import atomic
-from lorarar.scoring.images import Image, batches
+from lorarar.pictures import Picture
+from lorarar.scoring.images import batches
 from lorarar.scoring.judges import Judge, JudgePrompts, Question, Verdict
 
 
 class CachedJudge:
-    """Asks another judge only what it has not answered yet.
+    """Asks another judge only the questions that it has not answered yet.
 
-    A verdict belongs to the judge's identity, the two pictures and the prompt as the judge reads it. Each is a small
-    file of its own that appears whole or not at all: so a kill at any moment costs one batch at most, and several
-    processes may share the folder, on a network's file system too.
+    The key of a verdict is the judge's identity, the two pictures and the prompt as the judge reads it. Each verdict is
+    a small file that appears whole or not at all: a kill costs one batch at most, and several processes may share the
+    folder, also on a network file system.
 
-    Unanswered questions are not kept. Some judges answer them the next time.
+    Unanswered questions are not cached, because some judges answer them the next time.
 
     Parameters
     ----------
-    judge : who is asked.
-    folder : where verdicts are kept, of any number of judges. It may be deleted: that only costs the answers again.
-    batch_size : questions asked before their verdicts are kept.
-    quiet : show no progress; otherwise it is shown on a terminal, where there is something to ask.
+    judge : the judge that is asked.
+    folder : cache of any number of judges. It may be deleted: then the questions are asked again.
+    batch_size : questions asked before their verdicts are stored.
+    quiet : show no progress bar; otherwise a terminal shows one if there is something to ask.
 
     Raises
     ------
@@ -52,13 +53,13 @@ class CachedJudge:
             raise UserError(f"{folder}: cannot keep verdicts there ({error.strerror}); name another folder") from error
 
     def reworded(self, prompts: JudgePrompts) -> CachedJudge:
-        """The same judge, asked in other words; weights and folder are shared."""
+        """Returns the same judge with another wording; both share weights and folder."""
         other, other.judge = copy(self), copy(self.judge)
         other.prompts = other.judge.prompts = prompts  # type: ignore[misc]
         return other
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
-        """One verdict per question, in order; if the judge fails midway, what it answered before is kept."""
+        """Gives one verdict per question, in order; if the judge fails midway, its earlier answers are kept."""
         keys = [self._key(question) for question in questions]
         verdicts: dict[str, Verdict] = {}
         new: dict[str, Question] = {}
@@ -69,7 +70,7 @@ class CachedJudge:
                 verdicts[key] = known
             else:
                 new[key] = question
-        # tqdm's None: shown on a terminal alone.
+        # None tells tqdm to show it only on a terminal.
         hidden = True if self.quiet or not new else None
         with tqdm(total=len(new), desc=self.name, unit="question", disable=hidden) as progress:
             for batch in batches(list(new), self.batch_size):
@@ -91,7 +92,7 @@ class CachedJudge:
         try:
             return Verdict(**json.loads(self._file(key).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            # Not there, or damaged by a disk: it is asked again and written again.
+            # Not there, or damaged by a disk: the question is asked and stored again.
             return None
 
     def _keep(self, key: str, verdict: Verdict) -> None:
@@ -101,6 +102,6 @@ class CachedJudge:
                 temporary.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
 
 
-def _digest(image: Image) -> str:
+def _digest(image: Picture) -> str:
     """SHA-256 of a picture's pixels: the same picture in another file is the same question."""
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()

@@ -1,8 +1,7 @@
-"""The MARS² judge of the paper: a LLaVA critic, asked through its processor and chat template (Figures A1 and
-A2).
+"""The MARS² judge of the paper: a LLaVA critic, asked through its processor and chat template (Figures A1 and A2).
 
-LLaVA-Critic 7B and the miniature critic are the same class of model and take the same path. The 7B weights in the form
-that transformers reads are, for one, `FuryMartin/llava-critic-7b-hf` on the hub, which is an unofficial conversion.
+LLaVA-Critic 7B and the miniature critic are the same class of model. The 7B weights in transformers' form are, for
+example, `FuryMartin/llava-critic-7b-hf` on the hub, an unofficial conversion.
 """
 
 from __future__ import annotations
@@ -22,17 +21,16 @@ from lorarar.scoring.weights import checkpoint, reason
 
 
 class LlavaCritic:
-    """Greedy answers of a `LlavaOnevisionForConditionalGeneration`, with the probabilities of its two
-    answers.
+    """Judge that takes a `LlavaOnevisionForConditionalGeneration`'s greedy answers, and their probabilities.
 
     Parameters
     ----------
     model, processor : as transformers loads them.
     prompts : wording of the questions.
-    name : what results call this judge.
+    name : names this judge in results.
     longest_side : larger pictures are reduced to this many pixels before the processor sees them. The authors'
         released script reduces to 512; the paper does not say, and by default nothing is reduced.
-    source : folder or hub's name of the weights.
+    source : folder of the weights, or their name on the hub.
     """
 
     def __init__(
@@ -71,18 +69,18 @@ class LlavaCritic:
         revision: str | None = None,
         download: bool = False,
     ) -> LlavaCritic:
-        """Load a local folder, or a model of the hub by its name.
+        """Loads a local folder, or a model of the hub by its name.
 
         The weights are float16 on an accelerator and float32 on a CPU.
 
         Parameters
         ----------
-        source, prompts, device : weights, wording, and where the model runs.
+        source, prompts, device : weights, wording, and device of the model.
         longest_side : see the class.
         four_bit : quantise the weights to NF4 by bitsandbytes, so that 7B fit 8 GB; answers change a little.
         device_map : spreads the model over devices by accelerate, such as "auto"; replaces `device`.
         revision : commit, tag or branch of a hub's model.
-        download : fetch a hub's model that is not on this machine yet.
+        download : download a hub model that is not on this machine yet.
 
         Raises
         ------
@@ -126,7 +124,7 @@ class LlavaCritic:
         return f"{self.name} {checkpoint(self.source, self.model)} {numbers} longest side {self.longest_side}"
 
     def inputs(self, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
-        """Tokens and pixels of questions, left-padded, ready for the model."""
+        """Model inputs of questions: tokens, padded on the left, and pixels."""
         texts = [
             self.processor.apply_chat_template(conversation(self.prompts, question), add_generation_prompt=True)
             for question in questions
@@ -136,7 +134,7 @@ class LlavaCritic:
 
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question], batch_size: int = 16) -> list[Verdict]:
-        """One verdict per question, in order."""
+        """Gives one verdict per question, in order."""
         verdicts = []
         for batch in batches(questions, batch_size):
             inputs = {key: value.to(self.model.device) for key, value in self.inputs(batch).items()}
@@ -153,7 +151,7 @@ class LlavaCritic:
         return verdicts
 
     def _probability(self, chance: torch.Tensor) -> float | None:
-        """Chance of yes among yes and no at the first token."""
+        """Probability of yes among yes and no at the first token."""
         if not self.yes or not self.no:
             return None
         yes, no = float(chance[self.yes].sum()), float(chance[self.no].sum())
@@ -161,6 +159,6 @@ class LlavaCritic:
 
 
 def _single(tokenizer: Any, word: str) -> int | None:
-    """The token that stands for the whole word, if there is one."""
+    """Token id of a word that is one token; None for other words."""
     numbers = tokenizer(word, add_special_tokens=False)["input_ids"]
     return numbers[0] if len(numbers) == 1 and numbers[0] != tokenizer.unk_token_id else None

@@ -1,8 +1,7 @@
 """The verification network: two small siamese networks, one per question, trained on the miniature world.
 
-It is not a language model and reads no prompt: "same subject as the reference?" and "same style as the
-example?" are what its two networks were trained to answer. It stands behind the same interface as the LLaVA
-critic.
+It is not a language model and reads no prompt: one network is trained to answer "same subject as the reference?",
+the other "same style as the example?". It has the same interface as the LLaVA critic.
 """
 
 from __future__ import annotations
@@ -12,23 +11,17 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorarar.errors import UserError
+from lorarar.errors import UserError, first_line
 from lorarar.files import atomic, folder_sha256, write_json
-from lorarar.scoring.images import Image, batches
+from lorarar.pictures import as_tensor
+from lorarar.scoring.images import batches
 from lorarar.scoring.judges import JudgePrompts, Kind, Question, Verdict
 
 KINDS: tuple[Kind, Kind] = ("subject", "style")
-
-
-def as_tensor(images: Sequence[Image] | np.ndarray) -> Tensor:
-    """uint8 pictures (n, h, w, 3) -> float (n, 3, h, w) in [-1, 1]."""
-    stacked = np.ascontiguousarray(np.stack(list(images)))
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _convolution(width_in: int, width: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -37,7 +30,7 @@ def _convolution(width_in: int, width: int, kernel: int = 3, stride: int = 1) ->
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions and the identity, summed."""
+    """Residual block of two 3x3 convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -49,9 +42,7 @@ class Residual(nn.Module):
 
 
 class Trunk(nn.Module):
-    """64 x 64 picture -> feature maps at 32 x 32, 16 x 16 and 8 x 8; quick on a CPU, since it strides
-    early.
-    """
+    """Feature maps at 32 x 32, 16 x 16 and 8 x 8 of 64 x 64 pictures; its early strides make it fast on a CPU."""
 
     def __init__(self, widths: Sequence[int] = (24, 64, 128)) -> None:
         super().__init__()
@@ -67,9 +58,7 @@ class Trunk(nn.Module):
 
 
 def statistics(maps: Sequence[Tensor]) -> Tensor:
-    """Mean and spread of every channel of every map: what a picture is made of, wherever it is. (n, 2 *
-    channels)
-    """
+    """Mean and spread of every channel of every map, (n, 2 * channels): contents of a picture without their places."""
     parts = []
     for features in maps:
         variance, mean = torch.var_mean(features, dim=(2, 3), correction=0)
@@ -78,11 +67,10 @@ def statistics(maps: Sequence[Tensor]) -> Tensor:
 
 
 class Verifier(nn.Module):
-    """Logit of "yes" for a reference and a test picture.
+    """Network for the logit of "yes" for a reference and a test picture.
 
-    Both pass the same trunk. They are compared in two ways: by the statistics of their features (ground,
-    inks, texture), and cell by cell at 8 x 8 (shape), there with the reference as it is and mirrored, since a
-    subject may face either way.
+    Both pass the same trunk. They are compared by the statistics of their features (ground, inks, texture), and cell by
+    cell at 8 x 8 (shape). There the reference is also mirrored, since a subject may face either way.
     """
 
     def __init__(self, widths: Sequence[int] = (24, 64, 128), width: int = 128) -> None:
@@ -101,7 +89,7 @@ class Verifier(nn.Module):
         maps = self.trunk(torch.cat([reference, test]))
         summary_reference, summary_test = self.summary(statistics(maps)).chunk(2)
         at_reference, at_test = maps[-1].chunk(2)
-        # One batch for both ways the reference may face; the better match of the two counts.
+        # One batch holds the reference and its mirror image; the better match counts.
         facing = torch.cat([at_reference, at_reference.flip(-1)])
         twice = torch.cat([at_test, at_test])
         relation = self.compare(torch.cat([facing, twice, (facing - twice).abs(), facing * twice], dim=1))
@@ -111,7 +99,7 @@ class Verifier(nn.Module):
 
 
 class VerificationJudge:
-    """Answers by the verification networks; the probability is the network's own, yes is above one half.
+    """Judge that asks the verification networks; it says yes if the probability is above one half.
 
     It was trained on pictures of `size` x `size` pixels and reads no prompts.
     """
@@ -127,14 +115,14 @@ class VerificationJudge:
 
     @property
     def identity(self) -> str:
-        """Name and weights."""
+        """Name and checksum of the weights."""
         if self.folder is None:
             raise ValueError("networks that were not loaded have no identity; give them their folder")
         return f"{self.name} sha256:{folder_sha256(self.folder)}"
 
     @classmethod
     def load(cls, folder: Path | str, prompts: JudgePrompts | None = None, device: str = "cpu") -> VerificationJudge:
-        """Load `config.json` and `{subject,style}.safetensors`; the prompts are not needed.
+        """Loads `config.json` and `{subject,style}.safetensors`; the prompts are not used.
 
         Raises
         ------
@@ -145,7 +133,7 @@ class VerificationJudge:
 
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question], batch_size: int = 64) -> list[Verdict]:
-        """One verdict per question, in order."""
+        """Gives one verdict per question, in order."""
         verdicts: list[Verdict | None] = [None] * len(questions)
         for kind, network in self.networks.items():
             places = [place for place, question in enumerate(questions) if question.kind == kind]
@@ -160,7 +148,7 @@ class VerificationJudge:
 
 
 def save_verifier(network: Verifier, path: Path | str) -> None:
-    """Write one network in fp16; its folder's config.json names the judge and the networks' widths."""
+    """Writes one network in fp16; config.json in its folder names the judge and the networks' widths."""
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -170,12 +158,12 @@ def save_verifier(network: Verifier, path: Path | str) -> None:
 
 
 def half(tensor: Tensor) -> Tensor:
-    """fp16 for what is floating, as shipped; counters stay as they are."""
+    """Converts floating-point tensors to fp16, as shipped; counters stay as they are."""
     return tensor.detach().cpu().contiguous().to(torch.float16 if tensor.is_floating_point() else tensor.dtype)
 
 
 def load_verifier(path: Path | str) -> Verifier:
-    """Read one network saved by `save_verifier`, in fp32.
+    """Reads one network saved by `save_verifier`, in fp32.
 
     Raises
     ------
@@ -190,6 +178,5 @@ def load_verifier(path: Path | str) -> Verifier:
         network = Verifier(config["widths"], config["width"])
         network.load_state_dict(load_file(path))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be loaded as a verification network ({reason})") from error
+        raise UserError(f"{path}: cannot be loaded as a verification network ({first_line(error)})") from error
     return network
