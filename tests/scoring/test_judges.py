@@ -103,7 +103,7 @@ def test_broken_judges_are_named(random_verification_folder, prompts, tmp_path):
 @pytest.fixture(scope="module")
 def random_critic(prompts):
     torch.manual_seed(0)
-    model, processor = build_critic(prompts, ["oil painting", "glowing", "sticker"], patch=16)
+    model, processor = build_critic(prompts, ["oil painting", "glowing", "sticker"])
     return LlavaCritic(model, processor, prompts)
 
 

@@ -77,7 +77,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     judges = root / "data/sdxl/judges"
     torch.manual_seed(0)
     words = ["glowing"]
-    model, processor = build_critic(JudgePrompts.load(ROOT / "data/prompts.yaml"), words, patch=16)
+    model, processor = build_critic(JudgePrompts.load(ROOT / "data/prompts.yaml"), words)
     for part in (model, processor):
         part.save_pretrained(judges / "critic")
     for name in ("clip", "dino"):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 
@@ -15,28 +14,21 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
     `<end>` has the highest number, since CLIP takes its text feature where the largest token number stands.
     """
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
-
-    inner, vocabulary = _words(["<pad>", "<unk>", "<start>"], texts, ["<end>"])
-    start, end = vocabulary["<start>"], vocabulary["<end>"]
-    inner.post_processor = TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", start), ("<end>", end)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", bos_token="<start>", eos_token="<end>"
-    )
-
-
-def _words(first: Sequence[str], texts: Iterable[str], last: Sequence[str]) -> tuple[Tokenizer, dict[str, int]]:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.normalizers import Lowercase
     from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
 
     normalizer, splitter = Lowercase(), Whitespace()
     words = {word for text in set(texts) for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
-    vocabulary = {word: number for number, word in enumerate([*first, *sorted(words - {*first, *last}), *last])}
-    inner = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokens = ["<pad>", "<unk>", "<start>", *sorted(words), "<end>"]
+    number = {token: number for number, token in enumerate(tokens)}
+    inner = Tokenizer(WordLevel(number, unk_token="<unk>"))
     inner.normalizer, inner.pre_tokenizer = normalizer, splitter
-    return inner, vocabulary
+    brackets = [(token, number[token]) for token in ("<start>", "<end>")]
+    inner.post_processor = TemplateProcessing(single="<start> $A <end>", special_tokens=brackets)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", bos_token="<start>", eos_token="<end>"
+    )
