@@ -223,12 +223,12 @@ def _progress(study: Study, storage: Storage, token: str) -> Response:
         answered = len(storage.answers(rater))
         state = "finished" if rater.finished is not None else "under way" if answered else "not begun"
         raters.append((rater.name, answered, len(storage.slots(rater)), state))
-    votes = Counter((vote.subject, vote.style, *vote.methods) for vote in storage.votes() if vote.kind == "pair")
+    votes = Counter((vote.subject, vote.style, vote.methods) for vote in storage.votes() if vote.kind == "pair")
     comparisons = []
     for item in study.manifest.items:
         if item.kind == "pair":
             methods = sorted(option.method for option in item.options)
-            number = votes[item.subject, item.style, *methods]
+            number = votes[item.subject, item.style, (methods[0], methods[1])]
             comparisons.append((spoken(item.subject), spoken(item.style), " and ".join(methods), number))
     return _page(
         "progress.html",
