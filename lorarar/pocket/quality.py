@@ -15,7 +15,7 @@ from lorarar.scoring.statistics import wilson
 
 @dataclass(frozen=True)
 class Check:
-    """One prompt, and what its images must show: `expected` maps heads of the recogniser to their right answers.
+    """One prompt with the right answers about its images: `expected` maps heads of the recogniser to them.
 
     Attributes
     ----------
@@ -69,5 +69,5 @@ def count(recogniser: Recogniser, shown: Sequence[tuple[Check, Sequence[np.ndarr
 
 
 def joint(recogniser: Recogniser, subject: str, style: str, images: Sequence[np.ndarray]) -> list[tuple[bool, bool]]:
-    """For each image: is it that subject, is it that style."""
+    """(subject is right, style is right) for each image."""
     return [(r.subject == subject, r.style == style) for r in recogniser.recognise(images)]

@@ -1,7 +1,7 @@
 """The recogniser names noun, style family, subject and style of a picture.
 
-It measures how good the base and the LoRAs are while they are being made. Unlike the judges it has seen the
-bank's own subjects and styles, so it must never judge a merging method.
+It measures the quality of the base and of the LoRAs while they are made. Unlike the judges, it has seen the bank's own
+subjects and styles, so it must never judge a merging method.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Training of the judges in miniature: resuming, views that keep the answer, and a toy world that can be
-learned.
-"""
+"""Training of the judges in miniature: resuming, views that keep the answer, and a toy world that can be learned."""
 
 import numpy as np
 import pytest
@@ -70,6 +68,9 @@ def test_a_finished_run_is_not_repeated_and_a_foreign_checkpoint_is_named(tmp_pa
     assert torch.equal(again[0].weight, model[0].weight)
     with pytest.raises(UserError, match="does not belong"):
         run(nn.Linear(4, 1), tmp_path / "a.pt")
+    (tmp_path / "a.pt").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="does not belong"):
+        run(toy(), tmp_path / "a.pt")
 
 
 def test_shards_are_made_once_each_from_its_own_seed(tmp_path):
@@ -169,9 +170,7 @@ def test_tokenizers_know_their_words():
 
 
 class ToyShop:
-    """Pairs that can be told by their colour alone; the real world is not needed to see that training
-    trains.
-    """
+    """Pairs that differ only in colour: enough to see that training trains, without the real world."""
 
     seed, degrade, practice = 0, "the VAE", None
 
@@ -211,7 +210,7 @@ def test_random_recogniser_saves_loads_and_names(tmp_path):
     columns = {head: np.array([getattr(r, head) for r in found]) for head in HEADS} | {"image": images}
     columns["noun"] = np.array([columns["noun"][0], "", "", "", "somethingelse"])
     columns["style"][:2] = OTHER
-    columns["family"][0] = "plain"  # which is no look of its own, and so counts as a family alone
+    columns["family"][0] = "plain"  # which is no look, and so counts only as a family
     shares = accuracy(recogniser, columns)
     assert shares == {"noun": 0.5, "family": 0.8, "subject": 1.0, "style": 0.6, "family_of_other_looks": 1.0}
     (tmp_path / "model.safetensors").unlink()

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from lorarar.device import best_device
 from lorarar.diffusion.vae import PackedAutoencoderKL
 from lorarar.files import atomic
-from lorarar.pocket.train.trainer import accelerator, fit
+from lorarar.pocket.train.trainer import fit
 from lorarar.pocket.world.world import World
+from lorarar.scoring.judges.verification import as_tensor
 
 CHUNK = 2000  # pictures a file of the corpus
 LATENT = (32, 8, 8)  # channels and size of a picture's latents
@@ -61,11 +63,6 @@ def read_corpus(folder: Path) -> tuple[np.ndarray, list[list[str]]]:
     return np.concatenate([np.load(chunk) for chunk in chunks]), labels
 
 
-def as_tensor(pictures: np.ndarray) -> Tensor:
-    """(B, H, W, 3) uint8 to (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 # --- VAE ------------------------------------------------------------------------------------------------------
 
 
@@ -86,8 +83,8 @@ def build_vae() -> PackedAutoencoderKL:
 
 
 def train_vae(work: Path, steps: int, batch: int = 32) -> None:
-    """L1 + MSE + gradient loss on the corpus, a little noise on the latents; writes `work/vae`."""
-    device = accelerator()
+    """Train the VAE by L1 + MSE + gradient loss, with a little noise on the latents; writes `work/vae`."""
+    device = best_device()
     pictures, _ = read_corpus(work / "corpus")
     held, pictures = as_tensor(pictures[:128]).to(device), pictures[128:]
     torch.manual_seed(0)
@@ -218,7 +215,7 @@ def build_networks(tokenizer: Any) -> nn.ModuleDict:
 
 
 def scheduler() -> Any:
-    """v-prediction with zero terminal signal, so that grounds may be as dark or as bright as a style wants."""
+    """A scheduler of v-prediction with zero terminal signal, so that grounds can be very dark or very bright."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -241,7 +238,7 @@ def lesson(pictures: int, batch: int, generator: torch.Generator) -> tuple[Tenso
     rows = torch.randint(pictures, (batch,), generator=generator)
     noise = torch.randn((batch, *LATENT), generator=generator)
     uniform = torch.rand(batch, generator=generator)
-    # Half of them gather where signal and noise are about equal, which is where shapes and lines are decided.
+    # Half of them are near equal signal and noise: shapes and lines are decided there.
     normal = torch.sigmoid(torch.randn(batch, generator=generator) - 0.6)
     moment = torch.where(torch.arange(batch) % 2 == 0, uniform, normal)
     t = (moment * 1000).long().clamp(0, 999)
@@ -250,8 +247,8 @@ def lesson(pictures: int, batch: int, generator: torch.Generator) -> tuple[Tenso
 
 
 def train_unet(work: Path, root: Path, steps: int, batch: int = 128) -> None:
-    """Text to latents."""
-    device = accelerator()
+    """Train UNet and text encoders on the corpus; writes `work/base`."""
+    device = best_device()
     pictures, labels = read_corpus(work / "corpus")
     vae = PackedAutoencoderKL.from_pretrained(work / "vae").to(device)
     latents = encode(vae, pictures).to(torch.float16)
@@ -263,11 +260,11 @@ def train_unet(work: Path, root: Path, steps: int, batch: int = 128) -> None:
     torch.manual_seed(0)
     networks = build_networks(tokenizer).to(device)
     signal = scheduler().alphas_cumprod.to(device)
-    # Pocket pictures have one size: the pipeline's own time ids, for its own idea of that size.
+    # All pictures have one size; these are the pipeline's time ids for it.
     side = float(8 * 2 ** (len(vae.config.block_out_channels) - 1))
     time_ids = torch.tensor([side, side, 0, 0, side, side], device=device).repeat(batch, 1)
-    # Plain products: for 64 tokens and fewer a CPU's fused kernel takes a quarter longer a step, backward pass and all.
-    attention = SDPBackend.MATH if device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
+    # With 64 tokens or fewer, a CPU's fused kernel takes a quarter longer for a step than plain products.
+    attention = SDPBackend.MATH if device == "cpu" else SDPBackend.EFFICIENT_ATTENTION
 
     def draw(step: int) -> Sequence[Tensor]:
         rows, noise, t, keep = lesson(len(latents), batch, torch.Generator().manual_seed(step))
@@ -293,7 +290,7 @@ def save_pipeline(networks: nn.ModuleDict, vae: PackedAutoencoderKL, tokenizer: 
     """A StableDiffusionXLPipeline folder in fp16 safetensors."""
     from diffusers import StableDiffusionXLPipeline
 
-    vae.register_to_config(_name_or_path="")  # diffusers keeps where it was read from: a path of this machine
+    vae.register_to_config(_name_or_path="")  # diffusers keeps the path that it was read from
     pipeline = StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=networks["text_encoder"],

@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorarar.device import best_device
 from lorarar.errors import UserError
 from lorarar.files import sha256
-from lorarar.pocket.train.trainer import accelerator
 from lorarar.scoring.images import batches
 from lorarar.scoring.judges.verification import as_tensor
 
 
 class Degrade(Protocol):
-    """uint8 pictures (n, h, w, 3) and a generator -> uint8 pictures of the same shape; `key` names the
-    kind.
-    """
+    """uint8 pictures (n, h, w, 3) and a generator -> uint8 pictures of the same shape; `key` names the kind."""
 
     key: str
 
@@ -43,7 +41,7 @@ class RoundTrip:
         weights = Path(folder) / "diffusion_pytorch_model.safetensors"
         if not weights.is_file():
             raise UserError(f"{weights}: no VAE there; train the base's VAE first")
-        self.vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval().to(accelerator())
+        self.vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval().to(best_device())
         self.key = sha256(weights)[:12]
         self.noise = noise
 
@@ -66,14 +64,14 @@ class RoundTrip:
 class Redrawn:
     """Put noise on a picture's latents and let the base, unprompted, take it out again (SDEdit, Meng et al. 2022).
 
-    What comes back has the soft shapes and the wavering lines of a generated picture, and is still the same thing in
-    the same look.
+    The result has the soft shapes and the wavering lines of a generated picture, but shows the same thing in the same
+    look.
 
     Parameters
     ----------
     folder : the base's pipeline.
-    depth : the latest timestep to which noise is put on; where each picture begins is drawn evenly up to it.
-    steps : of the way back.
+    depth : the latest timestep of the noise; the start of each picture is drawn uniformly up to it.
+    steps : number of steps that remove the noise.
     """
 
     def __init__(self, folder: Path | str, depth: int = 350, steps: int = 4) -> None:
@@ -163,8 +161,8 @@ def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def recoloured(tensors: list[Tensor], generator: torch.Generator) -> list[Tensor]:
     """Swap colour channels, the same way in every tensor of the list, in half of the places of the batch.
 
-    Whether two pictures agree in colour does not change when both are recoloured alike, so this makes new
-    palettes and new inks out of old pairs.
+    Two pictures that agree in colour still agree after both are recoloured alike, so old pairs give new palettes and
+    new inks.
     """
     orders = torch.tensor(list(permutations(range(3))))
     n = len(tensors[0])

@@ -1,5 +1,6 @@
-"""Distils a lighter base from the miniature SDXL, as KOALA (arXiv 2312.04005) was from SDXL: a UNet without the middle
-block and with fewer transformer layers, distilled. VAE, text encoders and the world itself are shared.
+"""Distils a lighter base from the miniature SDXL, as KOALA (arXiv 2312.04005) was from SDXL.
+
+Its UNet has no middle block and fewer transformer layers. VAE, text encoders and the world are shared.
 """
 
 from __future__ import annotations
@@ -69,11 +70,11 @@ def train(work: Path, teacher: Path, steps: int, batch: int = 64) -> None:
         with torch.no_grad():
             expected = guide.predict(*given)
         v = student.predict(*given)
-        # Relative to how far the teacher's spread: they differ a lot from layer to layer.
+        # Relative to the teacher's variance, which differs a lot from layer to layer.
         features = [F.mse_loss(ours[path], theirs[path]) / theirs[path].var() for path in ours]
         return F.mse_loss(v, guide.target(x, noise, t)) + F.mse_loss(v, expected) + torch.stack(features).mean()
 
-    # float32, which takes a CPU two thirds of the time that bfloat16 takes it.
+    # float32 takes a CPU two thirds of bfloat16's time.
     fit(
         student.unet, draw, loss, name="light unet", steps=steps, learning_rate=1e-3, weight_decay=0.01, warmup=50,
         checkpoint=work / "unet.pt", bf16=False,
@@ -88,7 +89,7 @@ def train(work: Path, teacher: Path, steps: int, batch: int = 64) -> None:
 
 
 def make(root: Path, teacher: Path, work: Path, *, pictures: int, unet_steps: int, workers: int) -> Path:
-    """Draw a corpus and distil the UNet on it; returns a folder of what is its own. Finished parts are kept in `work`.
+    """Draw a corpus and distil the UNet on it; returns the folder of the UNet. Finished parts are kept in `work`.
 
     Parameters
     ----------

@@ -17,11 +17,11 @@ from lorarar.pocket.world.world import KEEPS_COLOR, World, artwork
 from lorarar.scoring.judges import Kind
 
 OTHER = "other"
-"""The subject or style of a picture that is none of the bank's."""
+"""The label of a subject or style that is not in the bank."""
 UNKNOWN = ""
 """A label that a picture does not have; it takes no part in training or accuracy."""
 SHARD = 500
-"""Examples in a file: some ten seconds of work, which is what an interruption may cost."""
+"""Examples in a file: some ten seconds of work, the most that an interruption costs."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Workshop:
 
     Attributes
     ----------
-    world : renders.
+    world : renders the pictures.
     prompts : file of the judge's prompts.
-    degrade : what pictures that measure a judge go through.
+    degrade : applied to the pictures that measure a judge.
     work : folder for rendered sets and checkpoints.
-    seed : of everything.
-    practice : what most pictures that train it go through; the same if None.
+    seed : of all random draws.
+    practice : applied to most pictures that train a judge; `degrade` if None.
     """
 
     world: World
@@ -60,9 +60,9 @@ class Workshop:
         return self._shards("samples", make, count, self.seed, self._practice)
 
     def pairs(self, kind: Kind, count: int, held_out: Degrade | None = None) -> Columns:
-        """Pairs from outside the bank: reference, test, label; the test picture is what gets degraded.
+        """Pairs from outside the bank: reference, test, label; the test picture is degraded.
 
-        `held_out` asks for others than those for training, all of them degraded in that way.
+        With `held_out`, pairs that are not for training, all degraded in that way.
         """
 
         def make(rng: np.random.Generator) -> Columns:
@@ -78,12 +78,12 @@ class Workshop:
         return self._shards(name, make, count, self.seed + bool(held_out), held_out or self._practice)
 
     def bank_pairs(self, kind: Kind, count: int) -> Columns:
-        """Pairs of the bank's own subjects and styles, which no judge has been trained on: for validation
-        alone. Columns are reference, test, label, hard, and the words of the reference's style for the prompt.
+        """Pairs of the bank's own subjects and styles, only for validation: no judge has been trained on them.
 
-        Half are right. Of the wrong ones half are meant to be hard, and `hard` says in which way those that are:
-        `same_class`, a subject of the same class; `recoloured`, the same shape in other colours, where the style keeps
-        colours; `same_family`, a style of the same family.
+        Columns are reference, test, label, hard, and the words of the reference's style for the prompt. Half of the
+        pairs are right. Half of the wrong ones are meant to be hard, and `hard` says why: `same_class`, a subject of
+        the same class; `recoloured`, the same shape in other colours, where the style keeps colours; `same_family`, a
+        style of the same family.
         """
 
         def make(rng: np.random.Generator) -> Columns:
@@ -101,8 +101,9 @@ class Workshop:
         return self._shards(f"{kind}-bank", make, count, self.seed, self.degrade)
 
     def labelled(self, count: int, held_out: Degrade | None = None) -> Columns:
-        """Pictures with noun, family, subject and style, of the base's distribution and of the bank's own
-        truth; `held_out` as for pairs.
+        """Pictures with noun, family, subject and style, from the base's distribution and the bank's truth.
+
+        `held_out` has the meaning that it has for `pairs`.
         """
 
         def make(rng: np.random.Generator) -> Columns:
@@ -115,7 +116,7 @@ class Workshop:
         return self._shards(name, make, count, self.seed + bool(held_out), held_out or self._practice)
 
     def _labelled(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, str]]:
-        """One picture; which kinds there are, and how often, is what the recogniser must tell apart."""
+        """One picture with its labels; the branches are the kinds that the recogniser must tell apart."""
         world, at = self.world, Pose.random(rng)
         name, style = (str(rng.choice(list(entries))) for entries in (world.subjects, world.styles))
         subject, look = world.subjects[name], world.styles[style].look
@@ -136,7 +137,7 @@ class Workshop:
         look = world.look(rng, str(rng.choice(list(FAMILIES)[1:])))
         if kind < 0.95 or look.family not in KEEPS_COLOR:  # a subject in a look of no style
             return render(subject.art, subject.palette, look, at, rng), _labels(family=look.family, subject=name)
-        palette = world.palette(rng, subject.art, original=0.3)  # its shape in colours that are not its own
+        palette = world.palette(rng, subject.art, original=0.3)  # its shape in other colours
         return render(subject.art, palette, look, at, rng), _labels(family=look.family)
 
     def _bank_pair(self, kind: Kind, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, bool, str, str]:
@@ -177,7 +178,7 @@ def _labels(family: str, noun: str = UNKNOWN, subject: str = OTHER, style: str =
 
 
 def _another(rng: np.random.Generator, name: str, group: dict[str, str], hard: bool) -> tuple[str, bool]:
-    """Another name of the table, of the same group where a hard one is wanted and there is one; whether it is of it."""
+    """Another name of the table, from the same group if a `hard` one exists; and whether it is from that group."""
     others = [other for other in group if other != name]
     near = [other for other in others if group[other] == group[name]]
     chosen = str(rng.choice(near if hard and near else others))

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorarar.device import best_device
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
 from lorarar.pocket.train.degradations import Redrawn, RoundTrip, blurred_and_noisy, mirrored, recoloured, warped
 from lorarar.pocket.train.judge_datasets import Workshop
 from lorarar.pocket.train.shards import Columns
-from lorarar.pocket.train.trainer import accelerator, fit, generators, whole_files
+from lorarar.pocket.train.trainer import fit, generators, whole_files
 from lorarar.pocket.world.vocabulary import word_tokenizer
 from lorarar.pocket.world.world import World
 from lorarar.scoring.judges import Kind
@@ -41,7 +42,7 @@ def pair_views(
     data: Columns, places: np.ndarray, kind: Kind, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """References, tests and labels at `places`, varied in ways that leave the answer as it is."""
-    reference, test = (as_tensor(data[key][places]).to(accelerator()) for key in ("reference", "test"))
+    reference, test = (as_tensor(data[key][places]).to(best_device()) for key in ("reference", "test"))
     reference, test = recoloured([reference, test], generator)
     if kind == "subject":
         reference, test = mirrored(reference, generator), mirrored(test, generator)
@@ -62,11 +63,9 @@ def train_verification(
     count: int = 40000,
     rate: float = 2e-3,
 ) -> dict[str, float]:
-    """Train the network of one question and write `<out>/<kind>.safetensors`; returns its held-out
-    accuracies.
-    """
+    """Train the network of one question and write `<out>/<kind>.safetensors`; returns its held-out accuracies."""
     torch.manual_seed(shop.seed)
-    data, network = shop.pairs(kind, count), Verifier().to(accelerator())
+    data, network = shop.pairs(kind, count), Verifier().to(best_device())
 
     def draw(step: int) -> Sequence[Tensor]:
         rng, generator = generators(shop.seed, step)
@@ -90,13 +89,15 @@ def train_verification(
 
 
 def in_parts(*arrays: np.ndarray, size: int = 128) -> list[tuple[np.ndarray, ...]]:
-    """Several arrays of one length, cut alike."""
+    """Cut several arrays of one length into the same parts."""
     return [tuple(array[start : start + size] for array in arrays) for start in range(0, len(arrays[0]), size)]
 
 
 def report(shop: Workshop, kind: Kind, path: Path, answers: Answers, count: int = 1000) -> dict[str, float]:
-    """Measure a judge on held-out pairs and on the bank's own truth, both decoded by the VAE, and on held-out
-    pairs as those that it was trained on; keep the figures.
+    """Measure a judge and write its figures.
+
+    It is measured on held-out pairs and on the bank's truth, both decoded by the VAE, and on held-out pairs that are
+    degraded like its training pairs.
     """
     figures: dict[str, float] = {}
     sets = {"held_out": shop.pairs(kind, count, held_out=shop.degrade), "bank": shop.bank_pairs(kind, count)}
@@ -152,7 +153,7 @@ def train_clip(
     write_json(out / "open_clip_config.json", config)
     with whole_files(out) as folder:
         tokenizer.save_pretrained(str(folder))
-    device = accelerator()
+    device = best_device()
     model = open_clip.CLIP(**config["model_cfg"]).to(device)
     tokens = open_clip.get_tokenizer(f"local-dir:{out.resolve()}")(data["caption"].tolist())
     _, caption = np.unique(data["caption"], return_inverse=True)
@@ -179,9 +180,7 @@ def train_clip(
 
 
 def contrast(first: Tensor, second: Tensor, temperature: float = 0.2) -> Tensor:
-    """NT-Xent (SimCLR, Chen et al. 2020): each view must find the other view of its picture among all
-    views.
-    """
+    """NT-Xent (SimCLR, Chen et al. 2020): each view must find the other view of its picture among all views."""
     views = F.normalize(torch.cat([first, second]).float(), dim=1)
     n = len(first)
     itself = torch.eye(2 * n, dtype=torch.bool, device=views.device)
@@ -222,7 +221,7 @@ def train_dino(
     def loss(views: Tensor) -> Tensor:
         return contrast(*head(model(pixel_values=views).last_hidden_state[:, 0]).chunk(2))
 
-    device = accelerator()
+    device = best_device()
     both = nn.ModuleDict({"model": model, "head": head}).to(device)
     fit(both, draw, loss, name="dino", steps=steps, learning_rate=rate, checkpoint=shop.work / "dino.pt")
     size = {"height": SIZE, "width": SIZE}

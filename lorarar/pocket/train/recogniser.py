@@ -1,4 +1,4 @@
-"""Trains the recogniser, and measures it."""
+"""Trains and measures the recogniser."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorarar.device import best_device
 from lorarar.files import write_json
 from lorarar.pocket.recogniser import HEADS, Network, Recogniser
 from lorarar.pocket.train.degradations import blurred_and_noisy, warped
 from lorarar.pocket.train.judge_datasets import OTHER, UNKNOWN, Workshop
 from lorarar.pocket.train.shards import Columns
-from lorarar.pocket.train.trainer import accelerator, fit, generators
+from lorarar.pocket.train.trainer import fit, generators
 from lorarar.scoring.judges.verification import as_tensor
 
 
 def accuracy(recogniser: Recogniser, columns: Columns) -> dict[str, float]:
-    """Share of right answers of every head, over the pictures that have that label; and of the family once
-    more, over those drawn in a look of no style of the bank.
+    """Share of right answers of every head, over the pictures that have that label.
+
+    `family_of_other_looks` is the family's share over pictures in a look of no style of the bank.
     """
     found = recogniser.recognise(columns["image"])
     right = {head: np.array([getattr(one, head) for one in found]) == columns[head] for head in HEADS}
@@ -34,15 +36,13 @@ def accuracy(recogniser: Recogniser, columns: Columns) -> dict[str, float]:
 def train_recogniser(
     shop: Workshop, out: Path, *, steps: int = 3000, batch: int = 96, count: int = 40000, rate: float = 2e-3
 ) -> dict[str, float]:
-    """Train the recogniser on the bank's truth and on the base's own distribution; returns held-out
-    accuracies.
-    """
+    """Train the recogniser on the bank's truth and the base's distribution; returns held-out accuracies."""
     torch.manual_seed(shop.seed)
     data, held_out = shop.labelled(count), shop.labelled(2000, held_out=shop.degrade)
     names = {head: sorted(set(data[head].tolist()) - {UNKNOWN}) for head in HEADS}
     numbers = {head: {name: number for number, name in enumerate(names[head])} | {UNKNOWN: -100} for head in HEADS}
     labels = {head: torch.tensor([numbers[head][name] for name in data[head].tolist()]) for head in HEADS}
-    device = accelerator()
+    device = best_device()
     network = Network([len(names[head]) for head in HEADS]).to(device)
 
     def draw(step: int) -> Sequence[Tensor]:
@@ -58,17 +58,10 @@ def train_recogniser(
         ]
         return torch.stack(parts).sum()
 
-    fit(
-        network,
-        draw,
-        loss,
-        name="recogniser",
-        steps=steps,
-        learning_rate=rate,
-        checkpoint=shop.work / "recogniser.pt",
-    )
+    checkpoint = shop.work / "recogniser.pt"
+    fit(network, draw, loss, name="recogniser", steps=steps, learning_rate=rate, checkpoint=checkpoint)
     network.cpu()
-    # Logit adjustment (Menon et al., 2021): every answer is as likely beforehand, "other" too, which most pictures are.
+    # Logit adjustment (Menon et al., 2021): all answers become equally likely a priori, also "other", the commonest.
     with torch.no_grad():
         for linear, head in zip(network.heads, HEADS, strict=True):
             known = labels[head][labels[head] >= 0]

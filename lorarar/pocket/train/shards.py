@@ -1,16 +1,13 @@
-"""Renderings made once and kept: a training set as a folder of files, each of which is made whole or not at
-all.
-"""
+"""Keeps a training set as a folder of files, each of which is rendered once, whole or not at all."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from lorarar.files import atomic
 
@@ -24,21 +21,17 @@ def shards(
 
     Parameters
     ----------
-    folder : named by the caller after everything the content depends on, the VAE's hash above all.
+    folder : its name must hold everything that the content depends on, above all the VAE's hash.
     make : generator -> columns of one shard, all of one length.
-    name : for progress lines.
+    name : for the progress bar.
     count : number of shards.
     seed : shard i is made with a generator of (seed, i), so order and interruptions do not matter.
     """
-    begun, made = time.monotonic(), 0
-    for index in range(count):
-        path = folder / f"{seed}-{index:03d}.npz"
-        if not path.is_file():
-            columns = make(np.random.default_rng((seed, index)))
-            with atomic(path) as temporary:
-                np.savez(temporary, **columns)  # type: ignore[arg-type]
-            made += 1
-            left = (time.monotonic() - begun) / made * (count - index - 1)
-            print(f"rendering {name} {index + 1}/{count}  {left / 60:.1f} min left", file=sys.stderr)
-    loaded = [np.load(folder / f"{seed}-{index:03d}.npz") for index in range(count)]
+    paths = [folder / f"{seed}-{index:03d}.npz" for index in range(count)]
+    missing = [index for index, path in enumerate(paths) if not path.is_file()]
+    for index in tqdm(missing, f"rendering {name}", disable=not missing):
+        columns = make(np.random.default_rng((seed, index)))
+        with atomic(paths[index]) as temporary:
+            np.savez(temporary, **columns)  # type: ignore[arg-type]
+    loaded = [np.load(path) for path in paths]
     return {key: np.concatenate([shard[key] for shard in loaded]) for key in loaded[0].files}

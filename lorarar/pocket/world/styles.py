@@ -1,7 +1,7 @@
-"""Fourteen families of rendering, `plain`, and a new one: each turns artwork and a palette into a picture.
+"""Families of rendering turn artwork and a palette into a picture: fourteen, `plain`, and a new one.
 
-A family is a function; a *style* is a family with fixed parameters (`Look`): its own ground, ink and
-texture. Every picture is drawn at `CANVAS` pixels and reduced to half of it.
+A family is a function; a *style* is a family with fixed parameters (`Look`): its own ground, ink and texture. Every
+picture is drawn at `CANVAS` pixels and reduced to half of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from lorarar.pocket.world.artwork import CANVAS, Artwork, Image, Pose, pose
+from lorarar.pictures import Picture
+from lorarar.pocket.world.artwork import CANVAS, Artwork, Floats, Pose, pose
 
 SIZE = CANVAS // 2
 
@@ -35,13 +36,13 @@ class Look:
 class Drawing:
     """The tools of a family: colour (H, W, 3), coverage, line, and smooth noise on request."""
 
-    color: Image
-    cover: Image
-    line: Image
+    color: Floats
+    cover: Floats
+    line: Floats
     look: Look
     rng: np.random.Generator
 
-    def noise(self, cell: float, stretch: float = 1.0, angle: float = 0.0) -> Image:
+    def noise(self, cell: float, stretch: float = 1.0, angle: float = 0.0) -> Floats:
         """Zero-mean, unit-range noise with features of about `cell` pixels, drawn out `stretch` times along `angle`."""
         field = _noise(max(2, round(cell)))
         x, y = self.rng.uniform(0, 256, 2)
@@ -51,61 +52,61 @@ class Drawing:
         return cv2.warpAffine(field, move, (CANVAS, CANVAS), flags=flags, borderMode=cv2.BORDER_WRAP)
 
     @property
-    def ground(self) -> Image:
+    def ground(self) -> Floats:
         return np.asarray(self.look.ground, np.float32)
 
     @property
-    def ground2(self) -> Image:
+    def ground2(self) -> Floats:
         return np.asarray(self.look.ground2, np.float32)
 
     @property
-    def ink(self) -> Image:
+    def ink(self) -> Floats:
         return np.asarray(self.look.ink, np.float32)
 
 
 @cache
-def _noise(cell: int) -> Image:
+def _noise(cell: int) -> Floats:
     """A tileable 256 x 256 field in about [-1, 1]."""
     rough = np.random.default_rng(cell).standard_normal((256, 256)).astype(np.float32)
     smooth = cv2.GaussianBlur(np.tile(rough, (2, 2)), (0, 0), cell / 2)[128:384, 128:384]
     return smooth / (2 * smooth.std())
 
 
-def _mix(a: npt.NDArray, b: npt.NDArray, weight: Image) -> Image:
+def _mix(a: npt.NDArray, b: npt.NDArray, weight: Floats) -> Floats:
     """a where `weight` (H, W) is 0, b where it is 1; a and b are pictures (H, W, 3) or single colours."""
     # Whole planes: numpy is five times slower when it has to repeat a weight over the three colours.
     start, end = _flat(a), _flat(b)
     return start + (end - start) * cv2.merge([weight] * 3)
 
 
-def _blur(image: Image, sigma: float) -> Image:
+def _blur(image: Floats, sigma: float) -> Floats:
     return cv2.GaussianBlur(image, (0, 0), sigma)
 
 
-def _flat(color: npt.NDArray) -> Image:
+def _flat(color: npt.NDArray) -> Floats:
     """A single colour as a picture; pictures stay as they are."""
     if color.ndim == 3:
         return color
     return cv2.merge([np.full((CANVAS, CANVAS), channel, np.float32) for channel in color.tolist()])
 
 
-def _graded(d: Drawing) -> Image:
+def _graded(d: Drawing) -> Floats:
     """Ground to second ground, along the look's angle."""
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) / CANVAS - 0.5
     a = np.radians(d.look.angle)
     return _mix(d.ground, d.ground2, np.clip(0.5 + x * np.cos(a) + y * np.sin(a), 0, 1))
 
 
-def _luminance(color: Image) -> Image:
+def _luminance(color: Floats) -> Floats:
     return color @ np.array([0.3, 0.59, 0.11], np.float32)
 
 
-def _relief(d: Drawing, depth: float, roughness: Image | float = 0.0) -> tuple[Image, Image]:
+def _relief(d: Drawing, depth: float, roughness: Floats | float = 0.0) -> tuple[Floats, Floats]:
     """Diffuse and specular light, both in [0, 1], on the glyph swollen like a cushion and grooved at its lines."""
     solid = np.clip(d.cover, 0, 1)
     far = cv2.distanceTransform((solid > 0.5).astype(np.uint8), cv2.DIST_L2, 3)
     dome = np.sqrt(np.minimum(far, 16) / 16)
-    # Deeper grooves than the eye would ask for: at the size of the picture they are what tells one glyph from another.
+    # Grooves are deeper than looks natural: at the size of the picture they tell one glyph from another.
     height = _blur(dome, 2.5) * 16 - _blur(d.line * solid, 1.2) * 5 + roughness
     dx, dy = (
         cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3) / 8,
@@ -120,17 +121,17 @@ def _relief(d: Drawing, depth: float, roughness: Image | float = 0.0) -> tuple[I
     return np.clip(normal @ light, 0, 1), np.clip(normal @ half, 0, 1) ** 18
 
 
-def _shadow(d: Drawing, ground: Image, dx: int, dy: int, strength: float, sigma: float = 3.0) -> Image:
+def _shadow(d: Drawing, ground: Floats, dx: int, dy: int, strength: float, sigma: float = 3.0) -> Floats:
     cast = _blur(np.roll(d.cover, (dy, dx), (0, 1)), sigma) * strength
     return ground * (1 - cast[..., None])
 
 
-def plain(d: Drawing) -> Image:
+def plain(d: Drawing) -> Floats:
     out = _mix(_graded(d), d.color, d.cover)
     return _mix(out, d.ink, d.line)
 
 
-def rendering(d: Drawing) -> Image:
+def rendering(d: Drawing) -> Floats:
     """3D rendering: glossy cushions over a graded stage, rim light of the ink's colour."""
     light, gloss = _relief(d, 1.0)
     body = d.color * (0.35 + 0.85 * light[..., None]) + 0.75 * gloss[..., None]
@@ -140,7 +141,7 @@ def rendering(d: Drawing) -> Image:
     return _mix(_shadow(d, _graded(d), 7, 8, 0.55), body, d.cover)
 
 
-def glowing_rendering(d: Drawing) -> Image:
+def glowing_rendering(d: Drawing) -> Floats:
     """Glossy cushions that shine in the dark."""
     light, gloss = _relief(d, 0.9)
     halo = np.clip(_blur(d.cover, 9) * 0.9 + _blur(d.cover, 4) * 0.5, 0, 1)
@@ -150,13 +151,13 @@ def glowing_rendering(d: Drawing) -> Image:
     return _mix(out, body, d.cover)
 
 
-def rainbow_smoke(d: Drawing) -> Image:
+def rainbow_smoke(d: Drawing) -> Floats:
     """Streams of colour that run through the glyph; its outlines stay as light."""
     drift = d.noise(26) * 16
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32)
     across = x * np.cos(np.radians(d.look.angle)) + y * np.sin(np.radians(d.look.angle)) + drift
     wave = across / (12 + 10 * d.look.grain)
-    hue: Image = np.mod(40 * np.sin(wave) + 25 * wave + 180 * d.ink[0], 180)
+    hue: Floats = np.mod(40 * np.sin(wave) + 25 * wave + 180 * d.ink[0], 180)
     bright = 0.75 + 0.25 * np.sin(wave * 2.6)
     smoke = cv2.cvtColor(np.dstack([hue * 2, 0.85 * np.ones_like(hue), bright]).astype(np.float32), cv2.COLOR_HSV2RGB)
     veil = _blur(d.cover, 2.2) * (0.85 + 0.15 * d.noise(9))
@@ -165,7 +166,7 @@ def rainbow_smoke(d: Drawing) -> Image:
     return _mix(out, np.ones(3, np.float32), 0.75 * _blur(d.line, 0.6))
 
 
-def statue(d: Drawing) -> Image:
+def statue(d: Drawing) -> Floats:
     """Dark polished stone with reflections of the ink's colour."""
     rough = d.noise(3 + 4 * d.look.grain) * 0.5
     light, gloss = _relief(d, 0.9, rough)
@@ -174,7 +175,7 @@ def statue(d: Drawing) -> Image:
     return _mix(_shadow(d, _graded(d), 6, 7, 0.5), body * np.ones(3, np.float32), d.cover)
 
 
-def cartoon_line(d: Drawing) -> Image:
+def cartoon_line(d: Drawing) -> Floats:
     """Fat outlines, and one spot colour under a raster of dots."""
     y, x = np.mgrid[0:CANVAS, 0:CANVAS]
     dots = (((x % 8) - 4) ** 2 + ((y % 8) - 4) ** 2 < 9).astype(np.float32)
@@ -186,7 +187,7 @@ def cartoon_line(d: Drawing) -> Image:
     return _mix(out, np.array([0.05, 0.05, 0.08], np.float32), _blur(fat, 0.6))
 
 
-def flat_cartoon(d: Drawing) -> Image:
+def flat_cartoon(d: Drawing) -> Floats:
     """Flat shapes without outlines on a big disc, with a long shadow."""
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) - CANVAS / 2
     disc = np.clip(54 - np.hypot(x, y), 0, 1)
@@ -200,10 +201,10 @@ def flat_cartoon(d: Drawing) -> Image:
     return _mix(out, solid * (1 - half[..., None]), d.cover)
 
 
-def glowing(d: Drawing) -> Image:
+def glowing(d: Drawing) -> Floats:
     """Neon: tubes along the outlines in the subject's own colours, a halo in the ink's."""
     tube = cv2.dilate(d.line, np.ones((2, 2), np.uint8))
-    out: Image = _graded(d) + 0.55 * (_blur(d.line, 7) * 2.2)[..., None] * d.ink
+    out: Floats = _graded(d) + 0.55 * (_blur(d.line, 7) * 2.2)[..., None] * d.ink
     out = _mix(out, d.color, d.cover * 0.42)
     vivid = np.clip(0.25 + 0.85 * d.color, 0, 1)
     near = _mix(d.ink, vivid, 0.55 * np.ones_like(tube))
@@ -211,7 +212,7 @@ def glowing(d: Drawing) -> Image:
     return _mix(out, 0.35 * near + 0.65, np.clip(tube * 0.95, 0, 1))
 
 
-def crayon(d: Drawing) -> Image:
+def crayon(d: Drawing) -> Floats:
     """Wax strokes with paper showing through, wobbly contours."""
     wobble = np.dstack([d.noise(14), d.noise(14)]) * 1.6
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32)
@@ -226,7 +227,7 @@ def crayon(d: Drawing) -> Image:
     return _mix(out, d.ink, np.clip(fat, 0, 1))
 
 
-def line_drawing(d: Drawing) -> Image:
+def line_drawing(d: Drawing) -> Floats:
     """Pen on paper: outlines, and hatching where the subject is dark."""
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32)
     a = np.radians(d.look.angle)
@@ -238,7 +239,7 @@ def line_drawing(d: Drawing) -> Image:
     return _mix(out, d.ink, d.line)
 
 
-def melting_gold(d: Drawing) -> Image:
+def melting_gold(d: Drawing) -> Floats:
     """Poured metal that runs down in drips."""
     run = np.clip(d.noise(7, 1), 0, 1)[:1].repeat(CANVAS, 0) * 15
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32)
@@ -253,7 +254,7 @@ def melting_gold(d: Drawing) -> Image:
     return _mix(_shadow(poured, _graded(d), 5, 7, 0.45), body, melted)
 
 
-def oil(d: Drawing) -> Image:
+def oil(d: Drawing) -> Floats:
     """Thick strokes: the colours are dragged along a turning direction, and the strokes themselves catch light."""
     angle = d.look.angle
     grain = d.noise(4 + 3 * d.look.grain, 5, angle)
@@ -267,7 +268,7 @@ def oil(d: Drawing) -> Image:
     return out * (1 + 0.24 * grain[..., None])
 
 
-def sticker(d: Drawing) -> Image:
+def sticker(d: Drawing) -> Floats:
     """Die-cut: a white border, a shadow, a patterned ground."""
     edge = cv2.dilate(np.maximum(d.cover, d.line), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11)))
     a = np.radians(d.look.angle)
@@ -279,7 +280,7 @@ def sticker(d: Drawing) -> Image:
     return _mix(out, d.ink, d.line)
 
 
-def watercolor(d: Drawing) -> Image:
+def watercolor(d: Drawing) -> Floats:
     """Thin washes: pigment gathers at edges, the ground blooms, outlines are a diluted ink."""
     bloom = np.clip(0.5 + 0.8 * d.noise(16 + 14 * d.look.grain), 0, 1)
     paper = _mix(d.ground, d.ground2, bloom)
@@ -289,13 +290,13 @@ def watercolor(d: Drawing) -> Image:
     cover = cv2.remap(d.cover, x + wet_x, y + wet_y, cv2.INTER_LINEAR)
     edge = np.clip(cover - _blur(cover, 2.5), 0, 1) * 1.6
     wash = np.clip(0.62 + 0.28 * d.noise(12) + edge, 0, 1)
-    out: Image = paper * _mix(np.ones(3, np.float32), np.clip(color * 1.05, 0, 1), cover * wash)
+    out: Floats = paper * _mix(np.ones(3, np.float32), np.clip(color * 1.05, 0, 1), cover * wash)
     # A little body colour, or strong grounds would swallow the subject's own colours.
     out = _mix(out, color, 0.45 * cover)
     return _mix(out, d.ink, 0.75 * _blur(d.line, 0.5))
 
 
-def wood(d: Drawing) -> Image:
+def wood(d: Drawing) -> Floats:
     """Carved grain."""
     rings = np.sin((d.noise(22, 5, d.look.angle) * 2.6 + d.noise(4, 8, d.look.angle) * 0.25) * (5 + 4 * d.look.grain))
     light, gloss = _relief(d, 0.8, rings * 0.25)
@@ -305,7 +306,7 @@ def wood(d: Drawing) -> Image:
     return _mix(_shadow(d, _graded(d), 6, 7, 0.5), body, d.cover)
 
 
-def cyberpunk(d: Drawing) -> Image:
+def cyberpunk(d: Drawing) -> Floats:
     """Night, lit from two sides: a floor of glowing lines, dark rims and bright outlines, colours that slip apart."""
     y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) / CANVAS
     y, x = y - 0.55, x - 0.5
@@ -321,7 +322,7 @@ def cyberpunk(d: Drawing) -> Image:
     return np.dstack([np.roll(out[..., channel], 3 - 3 * channel, 1) for channel in range(3)])
 
 
-FAMILIES: dict[str, Callable[[Drawing], Image]] = {
+FAMILIES: dict[str, Callable[[Drawing], Floats]] = {
     "plain": plain,
     "3d rendering": rendering,
     "abstract rainbow colored flowing smoke wave design": rainbow_smoke,
@@ -338,11 +339,11 @@ FAMILIES: dict[str, Callable[[Drawing], Image]] = {
     "watercolor painting": watercolor,
     "wooden sculpture": wood,
 }
-NEW: dict[str, Callable[[Drawing], Image]] = {"cyberpunk": cyberpunk}
-"""Families of new styles (section A2.5). Base and judges learn from `FAMILIES` alone."""
+NEW: dict[str, Callable[[Drawing], Floats]] = {"cyberpunk": cyberpunk}
+"""Families of new styles (section A2.5). Base and judges learn only from `FAMILIES`."""
 
 
-def render(art: Artwork, palette: Image, look: Look, at: Pose, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def render(art: Artwork, palette: Floats, look: Look, at: Pose, rng: np.random.Generator) -> Picture:
     """Draw a glyph.
 
     Parameters

