@@ -98,7 +98,7 @@ def test_all_else_is_pockets_own() -> None:
     theirs = {path.relative_to(POCKET / "base") for path in (POCKET / "base").rglob("*") if path.is_file()}
     assert files == {path for path in theirs if path.parts[0] != "unet"}
     assert all((LIGHT / "base" / path).samefile(POCKET / "base" / path) for path in files)
-    # What tasks and checksums are made of sees through the links.
+    # Hashes, on which tasks and checksums depend, follow the links.
     for part in ("base/vae", "base/tokenizer", "judges"):
         assert folder_sha256(LIGHT / part) == folder_sha256(POCKET / part)
 

@@ -1,4 +1,4 @@
-"""Counting what a recogniser says: the plan of prompts, and the figures made of the answers."""
+"""Counts of a recogniser's answers: the plan of prompts, and the figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PICTURE = np.zeros((64, 64, 3), np.uint8)
 
 
 class Scripted:
-    """Says what it was told to, picture after picture."""
+    """Gives prepared answers, one for each picture."""
 
     def __init__(self, *answers: dict[str, str]) -> None:
         self.answers = [SimpleNamespace(**answer) for answer in answers]

@@ -1,4 +1,4 @@
-"""The miniature world: everything in the catalogue is drawn, and its base never learns from what the bank holds."""
+"""The miniature world draws everything in the catalogue, and its base never learns from the bank."""
 
 from __future__ import annotations
 

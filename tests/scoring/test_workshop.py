@@ -1,4 +1,4 @@
-"""Training sets of the judges: what is in them, and a random VAE between (shapes and seeds only)."""
+"""Training sets of the judges: their content, and the round trip through a random VAE."""
 
 from pathlib import Path
 
