@@ -107,7 +107,8 @@ def read(path: Path | str) -> list[Row]:
     table = load(path)
     if table.dtypes.to_dict() != {name: pd.ArrowDtype(SCHEMA.field(name).type) for name in SCHEMA.names}:
         raise damaged(path, f"other columns: {', '.join(table.columns)}")
-    return [Row(**record) for record in table.astype(object).where(table.notna(), None).to_dict("records")]
+    records = table.astype(object).where(table.notna(), None).itertuples(index=False, name=None)
+    return [Row(**dict(zip(SCHEMA.names, record, strict=True))) for record in records]
 
 
 def by_pair(rows: Sequence[Row]) -> ByPair:

@@ -122,9 +122,9 @@ def correlate(votes: Sequence[Vote], metrics: pd.DataFrame, seed: int, resamples
                 continue
             chosen = chosen.dropna(axis="columns")
             groups = [group for _, group in chosen.groupby(PAIR, sort=False)]
-            for metric in [*METRICS, *sorted(set(chosen) - {*METRICS, "score"})]:
+            for metric in [*METRICS, *sorted({str(name) for name in chosen} - {*METRICS, "score"})]:
                 if metric in chosen:
-                    row = {"scenario": scenario, "images": images, "metric": metric}
+                    row: dict[str, Any] = {"scenario": scenario, "images": images, "metric": metric}
                     row |= {"n_images": len(chosen), "n_pairs": len(groups)}
                     values = [group[["score", metric]].to_numpy() for group in groups]
                     rows.append(row | _correlations(values, seed, resamples))
@@ -223,7 +223,7 @@ def _strengths(votes: pd.DataFrame, seed: int, resamples: int) -> list[dict[str,
 def _agreement(votes: pd.DataFrame, seed: int, resamples: int) -> dict[str, Any]:
     """Krippendorff's alpha over comparisons, whose values are worse, similar and better."""
     units = [
-        [unit + 1 for _, unit in group.groupby("question", sort=False)["preference"]]
+        [(unit + 1).tolist() for _, unit in group.groupby("question", sort=False)["preference"]]
         for _, group in votes.groupby(PAIR, sort=False)
     ]
     figures: dict[str, Any] = {"n_comparisons": sum(len(unit) > 1 for group in units for unit in group)}
