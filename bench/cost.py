@@ -22,7 +22,7 @@ import yaml
 from lorarar.data.catalog import Subject
 from lorarar.data.controls import CONTROLS
 from lorarar.errors import UserError
-from lorarar.merge.registry import METHODS
+from lorarar.merging.registry import METHODS
 from slurm.store import Store
 from slurm.task import Task, perform
 from stages.shared import task_records

@@ -29,9 +29,9 @@ from lorarar.device import best_device
 from lorarar.diffusion.backbone import Backbone, Conditioning
 from lorarar.lora import base_models
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge.hypernet import HyperNetwork, ends_with
-from lorarar.merge.klora import Schedule
-from lorarar.merge.registry import METHODS
+from lorarar.merging.hypernet import HyperNetwork, ends_with
+from lorarar.merging.klora import Schedule
+from lorarar.merging.registry import METHODS
 from lorarar.randomness import generator
 from lorarar.training import ziplora
 from lorarar.training.dreambooth import PROJECTIONS, train_adapter

@@ -28,8 +28,8 @@ from bench.full_size import BASES, load, random_adapter
 from lorarar.device import best_device
 from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
-from lorarar.merge import columns
-from lorarar.merge.hypernet import HyperNetwork
+from lorarar.merging import columns
+from lorarar.merging.hypernet import HyperNetwork
 from lorarar.parallel import one_thread
 from lorarar.randomness import generator
 from lorarar.training import ziplora

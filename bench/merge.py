@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge import columns, klora
-from lorarar.merge.api import merge_files
-from lorarar.merge.hypernet import HyperNetwork, ends_with
-from lorarar.merge.registry import METHODS
+from lorarar.merging import columns, klora
+from lorarar.merging.api import merge_files
+from lorarar.merging.hypernet import HyperNetwork, ends_with
+from lorarar.merging.registry import METHODS
 
 RANK = 64
 ROUNDS = 5
@@ -38,7 +38,7 @@ ROUNDS = 5
 PEAK = """
 import sys
 from pathlib import Path
-from lorarar.merge.api import merge_files
+from lorarar.merging.api import merge_files
 content, style, hypernet, out = map(Path, sys.argv[1:])
 merge_files(content, style, out, options={"hypernet": hypernet}, force=True)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))

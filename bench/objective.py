@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lorarar.merge import columns
+from lorarar.merging import columns
 from lorarar.randomness import generator
 from lorarar.training.objective import merging_loss
 from stages.shared.bank_members import bank_member

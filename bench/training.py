@@ -29,8 +29,8 @@ from torch.nn.functional import linear
 from bench.full_size import SDXL, in_float32, load, random_adapter, status
 from bench.merge import released_columns
 from lorarar.diffusion.backbone import Backbone
-from lorarar.merge import columns
-from lorarar.merge.hypernet import HyperNetwork, ends_with
+from lorarar.merging import columns
+from lorarar.merging.hypernet import HyperNetwork, ends_with
 from lorarar.randomness import generator
 from lorarar.training.objective import merging_loss
 from lorarar.training.references import Draw, References

@@ -22,9 +22,9 @@ from lorarar import pictures
 from lorarar.data.catalog import Pair, pair_name
 from lorarar.files import atomic, write_json
 from lorarar.lora.adapter import Adapter
-from lorarar.merge import columns
-from lorarar.merge.columns import Coefficients
-from lorarar.merge.hypernet import HyperNetwork, ends_with
+from lorarar.merging import columns
+from lorarar.merging.columns import Coefficients
+from lorarar.merging.hypernet import HyperNetwork, ends_with
 from lorarar.randomness import generator
 from lorarar.report.tables import ends, signed
 from lorarar.scoring import score_table

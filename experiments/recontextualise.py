@@ -18,8 +18,8 @@ from lorarar.data.catalog import pair_name
 from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
-from lorarar.merge.klora import Schedule
-from lorarar.merge.registry import METHODS
+from lorarar.merging.klora import Schedule
+from lorarar.merging.registry import METHODS
 from lorarar.report import figures, tables
 from stages.shared.base_model import base_model
 from stages.shared.context import Context, present

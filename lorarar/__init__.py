@@ -1,17 +1,29 @@
 """LoRA.rar and its rivals: train, merge and judge subject and style LoRAs of SDXL-shaped models."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorarar.lora.adapter import Adapter as Adapter
+    from lorarar.lora.contents import inspect as inspect
+    from lorarar.merging.api import merge as merge
+    from lorarar.merging.registry import methods as methods
 
 __version__ = "0.1.0"
 
-__all__ = ["Adapter", "__version__", "merge"]
+__all__ = ["Adapter", "__version__", "inspect", "merge", "methods"]
+
+_HOME = {
+    "Adapter": "lorarar.lora.adapter",
+    "inspect": "lorarar.lora.contents",
+    "merge": "lorarar.merging.api",
+    "methods": "lorarar.merging.registry",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import `merge`, which is a package and a function, and `Adapter` when they are first asked for."""
-    if name == "merge":
-        return import_module("lorarar.merge")
-    if name == "Adapter":
-        return import_module("lorarar.lora.adapter").Adapter
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Imports a public name when it is first asked for: `import lorarar` loads nothing else."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value

@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from lorarar import pictures
+from lorarar.data import shipped
 from lorarar.data.catalog import Catalog
 from lorarar.diffusion.backbone import Backbone
 from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
-from lorarar.merge.api import merge
-from lorarar.merge.klora import Schedule
-from lorarar.merge.registry import METHODS
+from lorarar.merging.api import merge
+from lorarar.merging.klora import Schedule
+from lorarar.merging.registry import METHODS
 from lorarar.pictures import Picture
 
-EXAMPLES = Path("examples/pocket")
-"""LoRAs of pocket's test subjects and styles, which no hypernetwork was trained on, and a hypernetwork."""
-POCKET = Path("data/pocket/base")
-CLONE = "what the repository ships is not in the package; run this in a clone of it"
 GUIDANCE = {True: 1.5, False: 7.5}
 """Guidance scale of pocket, and of other bases."""
 
@@ -32,7 +29,7 @@ def show(
     out: Path,
     *,
     methods: Sequence[str] = ("lorarar",),
-    base: Path = POCKET,
+    base: Path | None = None,
     hypernet: Path | None = None,
     prompt: str | None = None,
     number: int = 4,
@@ -46,9 +43,9 @@ def show(
     Parameters
     ----------
     content, style
-        Files, or names of `EXAMPLES`.
+        Files, or names of `examples`.
     base
-        Folder of the base model that the LoRAs were made for.
+        Folder of the base model that the LoRAs were made for; None is pocket.
     hypernet
         File for the method lorarar; the one among the examples is only for pocket.
     prompt
@@ -73,21 +70,21 @@ def show(
     if out.exists() and any(out.iterdir()) and not force:
         raise UserError(f"{out}: exists; give another folder, or --force to replace pictures in it")
     files = [_find(name) for name in (content, style)]
-    if base == POCKET and not base.is_dir():
-        raise UserError(f"{base}: no such folder; {CLONE}, or give --base")
+    pocket = base is None
+    if base is None:
+        base = shipped.root() / "data/pocket/base"
     prompt = prompt or _prompt(content, style)
-    example = EXAMPLES / "hypernet.safetensors"
     if "lorarar" in methods and hypernet is None:
-        if base != POCKET:
+        if not pocket:
             raise UserError("method lorarar: needs a hypernetwork for this base; give --hypernet, or --method direct")
-        hypernet = example
+        hypernet = shipped.root() / "examples/pocket/hypernet.safetensors"
     merged: dict[str, tuple[Adapter | Schedule, float]] = {}
     for method in methods:
         begun = time.monotonic()
         options: dict[str, Any] = {"hypernet": hypernet} if method == "lorarar" else {}
         merged[method] = merge(files[0], files[1], method, **options), time.monotonic() - begun
     backbone = Backbone.load(base)
-    rows, notes, weight = [], [], GUIDANCE[base == POCKET] if guidance is None else guidance
+    rows, notes, weight = [], [], GUIDANCE[pocket] if guidance is None else guidance
     with tqdm(total=len(merged) * number, unit="picture") as bar:
         for method, (adapter, seconds) in merged.items():
             begun, made = time.monotonic(), list[Picture]()
@@ -106,27 +103,37 @@ def show(
     return notes
 
 
-def find_base(name: str) -> Path:
-    """Folder of a base model: `data/<name>/base` if there is one, else `name` is the folder itself."""
+def find_base(name: str) -> Path | None:
+    """Folder of a base model: `data/<name>/base` if there is one, else `name` is the folder itself; None is pocket."""
     named = Path("data", name, "base")
-    return named if Path(name).name == name and named.is_dir() else Path(name)
+    return None if name == "pocket" else named if Path(name).name == name and named.is_dir() else Path(name)
+
+
+def examples() -> dict[str, Path]:
+    """LoRAs of pocket's test subjects and styles by name, which no hypernetwork was trained on; none if not here."""
+    try:
+        folder = shipped.root() / "examples/pocket"
+    except UserError:
+        return {}
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors")) if path.stem != "hypernet"}
 
 
 def _find(name: str) -> Path:
     """Path of a LoRA: the example of that name, or else the file."""
-    example = EXAMPLES / f"{name}.safetensors"
-    if not Path(name).suffix and example.exists():
-        return example
+    known = examples()
+    if name in known:
+        return known[name]
     if not Path(name).exists():
-        known = ", ".join(sorted(path.stem for path in EXAMPLES.glob("*.safetensors") if path.stem != "hypernet"))
-        here = f"nor one of the examples ({known})" if known else f"and {EXAMPLES} is not here: {CLONE}"
-        raise UserError(f"{name}: no such file, {here}")
+        install = "and the examples are not here: run this in a clone of the repository, or install 'lorarar[pocket]'"
+        raise UserError(
+            f"{name}: no such file, " + (f"nor one of the examples ({', '.join(known)})" if known else install)
+        )
     return Path(name)
 
 
 def _prompt(content: str, style: str) -> str:
     try:
-        catalog = Catalog.load()
+        catalog = Catalog.load(shipped.root())
         return catalog.pair_prompt(catalog.subjects[content], catalog.styles[style])
     except (KeyError, UserError):
         raise UserError(
@@ -139,11 +146,10 @@ def _overview(path: Path, content: str, style: str, rows: list[tuple[str, list[P
     from lorarar.report.figures import grid
 
     columns = [f"seed {seed + index}" for index in range(len(rows[0][1]))]
-    known = EXAMPLES / f"{content}.safetensors", EXAMPLES / f"{style}.safetensors"
-    if all(example.exists() for example in known):
+    if {content, style} <= examples().keys():
         from lorarar.pocket.world.world import World
 
-        world = World.load()
+        world = World.load(shipped.root())
         before = [world.picture(content, 0), world.style_picture(style)]
         after = [world.truth(content, style, seed)]
         columns = [content, style, *columns, "known truth"]

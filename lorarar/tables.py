@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorarar.data.controls import CONTROLS
-from lorarar.merge.registry import METHODS
+from lorarar.merging.registry import METHODS
 from lorarar.scoring.statistics import Interval
 
 TITLES = {"clip_i": "CLIP-I", "dino": "DINO", "clip_t": "CLIP-T", "mars2": "MARS²"}

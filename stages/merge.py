@@ -9,8 +9,8 @@ from lorarar.data.catalog import Pair, pair_name
 from lorarar.data.controls import CONTROLS
 from lorarar.files import write_json
 from lorarar.lora.adapter import Adapter
-from lorarar.merge.klora import Schedule
-from lorarar.merge.registry import METHODS
+from lorarar.merging.klora import Schedule
+from lorarar.merging.registry import METHODS
 from stages.shared.context import Context, collect
 from stages.shared.entry_point import run
 from stages.shared.trained import TRAINED

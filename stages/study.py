@@ -13,7 +13,7 @@ from lorarar import pictures
 from lorarar.data.controls import CONTROLS
 from lorarar.errors import UserError
 from lorarar.files import atomic
-from lorarar.merge.registry import METHODS
+from lorarar.merging.registry import METHODS
 from lorarar.study import report
 from lorarar.study.build import NothingToCompare, Sources, build
 from lorarar.study.manifest import Study

@@ -103,7 +103,7 @@ def test_applied_adapter_equals_peft(tiny, tiny_folder, adapters, inputs, tmp_pa
 
 
 def test_a_merge_of_unequal_ranks_equals_peft_too(tiny, tiny_folder, adapters, inputs, tmp_path):
-    from lorarar.merge import linear
+    from lorarar.merging import linear
 
     content, style = adapters
     lonely = next(iter(style.layers))

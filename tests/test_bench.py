@@ -10,8 +10,8 @@ import torch
 
 from bench.full_size import by_hand, formulas, in_float32, random_adapter
 from bench.training import Setting, contestants
-from lorarar.merge.hypernet import HyperNetwork
-from lorarar.merge.registry import METHODS
+from lorarar.merging.hypernet import HyperNetwork
+from lorarar.merging.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 

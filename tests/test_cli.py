@@ -17,9 +17,9 @@ from lorarar.cli import main
 from lorarar.files import sha256
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.lora.formats import DTYPES, WRITERS
-from lorarar.merge import columns
-from lorarar.merge.hypernet import HyperNetwork
-from lorarar.merge.registry import METHODS
+from lorarar.merging import columns
+from lorarar.merging.hypernet import HyperNetwork
+from lorarar.merging.registry import METHODS
 
 LAYERS = [f"down_blocks.1.attentions.0.transformer_blocks.0.attn1.{p}" for p in ("to_q", "to_k", "to_v", "to_out.0")]
 

@@ -9,7 +9,7 @@ import torch
 from lorarar.diffusion.backbone import Backbone
 from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
-from lorarar.merge.klora import Schedule
+from lorarar.merging.klora import Schedule
 
 PROMPT = "a sks dog in oil painting style"
 

@@ -10,9 +10,9 @@ from torch.nn.functional import linear, relu
 
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge import hypernet
-from lorarar.merge.hypernet import HyperNetwork
-from lorarar.merge.lorarar import merge as lorarar_merge
+from lorarar.merging import hypernet
+from lorarar.merging.hypernet import HyperNetwork
+from lorarar.merging.lorarar import merge as lorarar_merge
 from lorarar.training.checkpoint import Checkpoint
 from lorarar.training.hypernet import Entry, train
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["lorarar.errors", "lorarar.files", "lorarar.randomness", "lorarar.parallel", "lorarar.device", "lorarar.pictures"],
     ["lorarar.lora"],
-    ["lorarar.merge"],
+    ["lorarar.merging"],
     ["lorarar.data"],
     ["lorarar.diffusion"],
     ["lorarar.training"],
@@ -34,7 +34,7 @@ LAYERS = [
 ]
 """Packages, lowest first: each imports only lower ones, and `lorarar` and `slurm` do not know each other."""
 CORE = {"torch", "numpy", "safetensors"}
-"""Libraries that `lorarar.lora` and `lorarar.merge` may import."""
+"""Libraries that `lorarar.lora` and `lorarar.merging` may import."""
 
 
 @cache
@@ -91,6 +91,6 @@ def test_lora_files_and_merging_need_little() -> None:
         f"{module} -> {other}"
         for module, others in modules().items()
         for other in others
-        if module.startswith(("lorarar.lora", "lorarar.merge")) and other.partition(".")[0] not in known
+        if module.startswith(("lorarar.lora", "lorarar.merging")) and other.partition(".")[0] not in known
     }
-    assert more == {"lorarar.merge.sparse -> peft.utils"}, "DARE, TIES and pruning are peft's functions"
+    assert more == {"lorarar.merging.sparse -> peft.utils"}, "DARE, TIES and pruning are peft's functions"

@@ -10,9 +10,9 @@ import torch
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.lora.lazy import Lazy
-from lorarar.merge import columns, linear, lorarar
-from lorarar.merge.hypernet import HyperNetwork
-from lorarar.merge.registry import METHODS
+from lorarar.merging import columns, linear, lorarar
+from lorarar.merging.hypernet import HyperNetwork
+from lorarar.merging.registry import METHODS
 from lorarar.training import ziplora
 
 SHAPES = {"a.to_q": (8, 8), "a.to_k": (8, 12), "a.to_out.0": (8, 8)}

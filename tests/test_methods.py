@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge import columns, klora, nplora, svd
-from lorarar.merge.hypernet import HyperNetwork
-from lorarar.merge.klora import Schedule
-from lorarar.merge.registry import METHODS
+from lorarar.merging import columns, klora, nplora, svd
+from lorarar.merging.hypernet import HyperNetwork
+from lorarar.merging.klora import Schedule
+from lorarar.merging.registry import METHODS
 from lorarar.randomness import generator
 from lorarar.training import joint
 

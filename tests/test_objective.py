@@ -7,7 +7,7 @@ import torch
 
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
-from lorarar.merge import columns
+from lorarar.merging import columns
 from lorarar.randomness import generator
 from lorarar.training.objective import MergingLoss, merging_loss
 from lorarar.training.references import References

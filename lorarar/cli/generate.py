@@ -56,7 +56,7 @@ def run(
         style,
         out,
         methods=method or ["lorarar"],
-        base=preview.find_base(base) if base else preview.POCKET,
+        base=preview.find_base(base) if base else None,
         hypernet=hypernet,
         prompt=prompt,
         number=number,

@@ -12,7 +12,7 @@ from lorarar.cli.options import Dtype, Force, Format, Out, parse_settings
 
 EXAMPLES = """Examples:
 
-`lorarar merge cat.safetensors watercolor.safetensors -o both.safetensors --method direct`
+`lorarar merge cat.safetensors watercolor.safetensors -o both.safetensors`
 
 `lorarar merge cat.safetensors watercolor.safetensors -o both.safetensors --hypernet hypernet.pth`
 
@@ -23,9 +23,15 @@ def run(
     content: Annotated[Path, typer.Argument(help="LoRA of the subject.", show_default=False)],
     style: Annotated[Path, typer.Argument(help="LoRA of the style.", show_default=False)],
     out: Out,
-    method: Annotated[str, typer.Option("--method", "-m", help="Name of a method; `lorarar methods` lists them.")] = (
-        "lorarar"
-    ),
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            "-m",
+            help="Name of a method; `lorarar methods` lists them; default: direct, or lorarar with --hypernet.",
+            show_default=False,
+        ),
+    ] = None,
     hypernet: Annotated[
         Path | None, typer.Option(help="Trained hypernetwork (.safetensors or .pth) for method lorarar.")
     ] = None,
@@ -38,7 +44,7 @@ def run(
     force: Force = False,
 ) -> None:
     """Merge two LoRA files into one standard LoRA file."""
-    from lorarar.merge.api import merge_files
+    from lorarar.merging.api import merge_files
 
     begun = time.monotonic()
     options = parse_settings(setting)

@@ -11,7 +11,7 @@ EXAMPLES = "Example: `lorarar methods`"
 
 def run() -> None:
     """List the merging methods with their options."""
-    from lorarar.merge.registry import METHODS
+    from lorarar.merging.registry import METHODS
 
     for method in METHODS.values():
         needs = {"": "", "hypernet": "needs --hypernet", "base+images": "needs a base model and images: `dvc repro`"}

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from lorarar.cli.options import Download, Force, parse_settings
-from lorarar.errors import UserError
 
 EXAMPLES = """Examples:
 
@@ -60,8 +59,6 @@ def run(
 
     for path in (out, out.with_suffix(".json")):
         refuse_existing(path, force, images, subject_refs, style_refs)
-    if judge and not prompts and not folder.PROMPTS.exists():
-        raise UserError("--prompts: the wording is not in the package; give data/prompts.yaml of the repository")
     figures = folder.score(
         images,
         subject_refs,

@@ -11,7 +11,7 @@ import torch
 from lorarar.diffusion.backbone import Backbone, Conditioning, to_images
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
-from lorarar.merge.klora import Schedule
+from lorarar.merging.klora import Schedule
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorarar.merge.columns import Coefficients
+from lorarar.merging.columns import Coefficients
 from lorarar.report.tables import Provenance, Table
 from lorarar.tables import title
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from lorarar.lora.adapter import Adapter
-from lorarar.merge.columns import Coefficients
-from lorarar.merge.hypernet import HyperNetwork
+from lorarar.merging.columns import Coefficients
+from lorarar.merging.hypernet import HyperNetwork
 from lorarar.report.tables import Figures, Table
 from lorarar.tables import interval, title
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
-from lorarar.merge.registry import METHODS
+from lorarar.merging.registry import METHODS
 from lorarar.pictures import Picture
 from lorarar.report import charts, claims, failures
 from lorarar.report.claims import Claim

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorarar.data.controls import CONTROLS
-from lorarar.merge.registry import METHODS
+from lorarar.merging.registry import METHODS
 from lorarar.scoring.judges import Kind
 from lorarar.scoring.score_table import MEANS
 from lorarar.scoring.statistics import Interval, bootstrap_mean, paired_difference

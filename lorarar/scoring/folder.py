@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-import lorarar
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
 from lorarar.pictures import Picture
@@ -19,7 +18,8 @@ from lorarar.scoring.judges.cache import CachedJudge
 from lorarar.scoring.mars2 import rate
 from lorarar.scoring.statistics import bootstrap_mean, wilson
 
-PROMPTS = Path(lorarar.__file__).parents[1] / "data" / "prompts.yaml"
+PROMPTS = Path(__file__).with_name("prompts.yaml")
+"""Wording of the judge's questions, as in the paper: `data/prompts.yaml` of the repository."""
 FIGURES = {
     "right": "MARS²",
     "subject_yes": "subject",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorarar.merge import columns
-from lorarar.merge.hypernet import HyperNetwork
+from lorarar.merging import columns
+from lorarar.merging.hypernet import HyperNetwork
 from lorarar.training.loop import minimise
 from lorarar.training.objective import Fidelity, MergingLoss, Orthogonality, merging_loss
 from lorarar.training.references import Entry

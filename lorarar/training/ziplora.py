@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lorarar.lora.adapter import Adapter
-from lorarar.merge import columns
+from lorarar.merging import columns
 from lorarar.training.loop import minimise
 from lorarar.training.objective import Fidelity, MergingLoss, Orthogonality, merging_loss
 from lorarar.training.references import References

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lorarar.data.controls import CONTROLS
-from lorarar.merge.registry import METHODS
+from lorarar.merging.registry import METHODS
 from lorarar.scoring.judges import JudgePrompts
 from stages.shared.context import Context
 from stages.shared.flops import Counts

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, ValidationError, create_model, field
 from lorarar.data.catalog import Catalog, pair_name
 from lorarar.data.controls import CONTROLS
 from lorarar.errors import UserError
-from lorarar.merge.registry import METHODS
+from lorarar.merging.registry import METHODS
 from lorarar.scoring.judges import HUB_ID
 from slurm.fanout import Executor
 from slurm.resources import Resources

@@ -20,7 +20,7 @@ from lorarar import pictures
 from lorarar.data.catalog import Split, Style, Subject, pair_name
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
-from lorarar.merge.registry import METHODS
+from lorarar.merging.registry import METHODS
 from lorarar.report import claims, coefficients, failures, footprint, panels, ranking, tables, trust
 from lorarar.scoring.judges import Kind
 from lorarar.scoring.score_table import ByPair, Row, by_pair, read

@@ -30,7 +30,7 @@ class Sample:
     def run(self, folder: Path) -> None:
         from lorarar.diffusion.sampling import generate
         from lorarar.lora.adapter import Adapter
-        from lorarar.merge.klora import Schedule
+        from lorarar.merging.klora import Schedule
 
         loaded = (Schedule if self.schedule else Adapter).load(self.adapter) if self.adapter else None
         images = generate(self.model.load(), loaded, self.prompt, seeds=self.seeds, **self.settings)

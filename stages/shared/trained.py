@@ -2,7 +2,7 @@
 
 Stage `fit` trains every row whose method is evaluated; merging, records, costs and the report iterate over the rows.
 To add one: its task and row here, the type of its section in stages/shared/schema.py, its method in
-lorarar/merge/registry.py, its sections in params.yaml, and its parameters and folder in stage `fit` of dvc.yaml.
+lorarar/merging/registry.py, its sections in params.yaml, and its parameters and folder in stage `fit` of dvc.yaml.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorarar.lora.adapter import Adapter
-from lorarar.merge import columns
-from lorarar.merge.hypernet import HyperNetwork
+from lorarar.merging import columns
+from lorarar.merging.hypernet import HyperNetwork
 from lorarar.training.checkpoint import Checkpoint
 from slurm.job import asked_to_stop
 from slurm.local import progress_bar
@@ -148,7 +148,7 @@ class Trained:
     Attributes
     ----------
     name : its section in `recipes`, `seeds` and `resources` of params.yaml, and its folder in artifacts/<base>.
-    method : the row of `lorarar.merge.registry.METHODS` that uses the result, as its keyword `option`.
+    method : the row of `lorarar.merging.registry.METHODS` that uses the result, as its keyword `option`.
     work : the task.
     file, load : what the task leaves, and how it is read.
     tflop : (counts, knobs, gradient checkpointing) -> TFLOP of one task.

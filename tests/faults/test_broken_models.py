@@ -17,7 +17,7 @@ from lorarar.diffusion.backbone import Backbone
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.lora.formats import WRITERS
-from lorarar.merge.hypernet import HyperNetwork
+from lorarar.merging.hypernet import HyperNetwork
 from lorarar.scoring.judges import Question, Verdict
 from lorarar.scoring.judges.cache import CachedJudge
 from lorarar.scoring.judges.verification import VerificationJudge, Verifier

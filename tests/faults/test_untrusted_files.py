@@ -24,9 +24,9 @@ from lorarar.diffusion.backbone import Backbone
 from lorarar.errors import UserError
 from lorarar.lora import base_models
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge import columns
-from lorarar.merge.hypernet import HyperNetwork
-from lorarar.merge.klora import Schedule
+from lorarar.merging import columns
+from lorarar.merging.hypernet import HyperNetwork
+from lorarar.merging.klora import Schedule
 from lorarar.scoring import score_table
 from lorarar.scoring.clip import Clip
 from lorarar.scoring.dino import Dino

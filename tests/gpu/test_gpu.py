@@ -11,8 +11,8 @@ import torch
 from lorarar.diffusion.backbone import Backbone, Conditioning
 from lorarar.diffusion.sampling import generate
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge.hypernet import HyperNetwork
-from lorarar.merge.klora import merge as klora
+from lorarar.merging.hypernet import HyperNetwork
+from lorarar.merging.klora import merge as klora
 from lorarar.randomness import generator
 from lorarar.training import ziplora
 from lorarar.training.dreambooth import train_adapter

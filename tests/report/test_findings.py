@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorarar.merge.hypernet import HyperNetwork
+from lorarar.merging.hypernet import HyperNetwork
 from lorarar.report import claims, coefficients, failures, footprint, trust
 from lorarar.report.tables import Provenance
 from lorarar.scoring.score_table import Row, by_pair

@@ -161,7 +161,7 @@ def test_a_missing_or_corrupt_file_is_named_in_one_line(
 
 
 ROW = {
-    "lorarar/merge/registry.py": "from dataclasses import replace\n"
+    "lorarar/merging/registry.py": "from dataclasses import replace\n"
     "METHODS['short'] = replace(METHODS['ziplora'], name='short', title='Short ZipLoRA')\n",
     "stages/shared/schema.py": "TRAINED_KNOBS['short'] = Merger\n",
     "stages/shared/trained.py": "from dataclasses import replace\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lorarar.lora.adapter import Adapter
-from lorarar.merge import columns
+from lorarar.merging import columns
 
 
 def merge(

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge import columns
-from lorarar.merge.layerwise import Truncated, merge_truncated
-from lorarar.merge.options import require_rank, require_weights
+from lorarar.merging import columns
+from lorarar.merging.layerwise import Truncated, merge_truncated
+from lorarar.merging.options import require_rank, require_weights
 from lorarar.randomness import seeded
 
 OVERSAMPLING = 32

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 
 from lorarar.lora.adapter import Adapter
-from lorarar.merge import columns
-from lorarar.merge.options import require_weights
+from lorarar.merging import columns
+from lorarar.merging.options import require_weights
 
 
 def direct(

@@ -15,7 +15,7 @@ from lorarar.device import gain_of_bfloat16
 from lorarar.errors import UserError
 from lorarar.lora import container
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge.columns import Coefficients, pairs
+from lorarar.merging.columns import Coefficients, pairs
 from lorarar.parallel import Scratch, map_layers
 from lorarar.randomness import seeded
 

@@ -17,8 +17,8 @@ from lorarar.errors import UserError
 from lorarar.lora import container
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.lora.lazy import computed
-from lorarar.merge import columns
-from lorarar.merge.options import require
+from lorarar.merging import columns
+from lorarar.merging.options import require
 from lorarar.parallel import map_layers
 
 Variant = Literal["s", "s*"]

@@ -14,9 +14,9 @@ from torch.nn.functional import pad
 
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge.layerwise import Truncated, merge_layerwise, merge_truncated
-from lorarar.merge.options import require, require_rank, require_weights
-from lorarar.merge.svd import truncate
+from lorarar.merging.layerwise import Truncated, merge_layerwise, merge_truncated
+from lorarar.merging.options import require, require_rank, require_weights
+from lorarar.merging.svd import truncate
 from lorarar.randomness import generator, seeded
 
 Space = Literal["factors", "delta"]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lorarar.merge import joint, klora, linear, lorarar, nplora, svd, ziplora
-from lorarar.merge.sparse import Sparse
+from lorarar.merging import joint, klora, linear, lorarar, nplora, svd, ziplora
+from lorarar.merging.sparse import Sparse
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,8 @@ METHODS: dict[str, Method] = {
         Method("joint", "Joint training", "arXiv 2208.12242", True, "base+images", joint.merge),
     ]
 }
+
+
+def methods() -> dict[str, Method]:
+    """Every merging method by its name, in the order of `lorarar methods`."""
+    return dict(METHODS)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from lorarar.lora.adapter import Adapter
-from lorarar.merge import columns
-from lorarar.merge.hypernet import HyperNetwork
-from lorarar.merge.options import require_weights
+from lorarar.merging import columns
+from lorarar.merging.hypernet import HyperNetwork
+from lorarar.merging.options import require_weights
 
 
 @torch.no_grad()

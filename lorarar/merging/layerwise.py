@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge import columns
+from lorarar.merging import columns
 from lorarar.parallel import map_layers
 
 

@@ -16,16 +16,16 @@ from lorarar.files import refuse_existing, sha256
 from lorarar.lora import base_models, formats
 from lorarar.lora.adapter import Adapter
 from lorarar.lora.lazy import blanks
-from lorarar.merge.hypernet import HyperNetwork
-from lorarar.merge.klora import Schedule
-from lorarar.merge.registry import METHODS, Method
+from lorarar.merging.hypernet import HyperNetwork
+from lorarar.merging.klora import Schedule
+from lorarar.merging.registry import METHODS, Method
 from lorarar.parallel import one_thread
 
 
 def merge(
     content: Adapter | Path | str,
     style: Adapter | Path | str,
-    method: str = "lorarar",
+    method: str | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     **options: Any,
@@ -37,7 +37,7 @@ def merge(
     content, style
         Adapters or their files, in any format, of one base model.
     method
-        A name of `lorarar methods`.
+        A name of `lorarar methods`; None is `default_method(options)`.
     dtype
         The dtype of the result.
     options
@@ -57,7 +57,7 @@ def merge(
     --------
     >>> lorarar.merge("cat.safetensors", "watercolor.safetensors", method="direct").save("both.safetensors")
     """
-    row = _method(method, options)
+    row = _method(method or default_method(options), options)
     merged = row.merge(*_read(content, style, check=True), **options, dtype=dtype)
     return merged.computed() if isinstance(merged, Adapter) else merged
 
@@ -67,7 +67,7 @@ def merge_files(
     style: Path,
     out: Path,
     *,
-    method: str = "lorarar",
+    method: str | None = None,
     format: str = "diffusers",
     dtype: str | None = None,
     force: bool = False,
@@ -77,6 +77,8 @@ def merge_files(
 
     Parameters
     ----------
+    method
+        As in `merge`.
     format
         A key of `formats.WRITERS`.
     dtype
@@ -99,6 +101,10 @@ def merge_files(
     for path in (out, *formats.sidecars(out, format)):
         refuse_existing(path, force, content, style)
     given = dict(options or {})
+    notes = []
+    if method is None:
+        method = default_method(given)
+        notes.append(f"method {method}: {METHODS[method].title}; `lorarar methods` lists the others")
     recorded = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     row = _method(method, given)
     if row.schedule and format != "diffusers":
@@ -123,7 +129,7 @@ def merge_files(
             }
             if isinstance(merged, Schedule):
                 merged.save(out)
-                return ["K-LoRA's result is a schedule, not one LoRA: this file is for `lorarar`, not for other tools"]
+                return [*notes, f"{row.title}'s result is a schedule, not one LoRA: only `lorarar` opens this file"]
             ranks = {factors.rank for part in (merged.layers, merged.unmerged) for factors in blanks(part).values()}
             merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(ranks)))
             merged.save(out, format=format)
@@ -131,13 +137,17 @@ def merge_files(
             adapters[0].check(str(content))
             adapters[1].check(str(style))
             raise
-    notes = []
     if merged.unmerged:
         of = "text encoders or convolutions (summed where both files have them)"
         notes.append(f"carried over unmerged: {len(merged.unmerged)} layers of {of}")
     if "relative_error" in merged.metadata:
         notes.append(f"relative error of the approximation: {float(merged.metadata['relative_error']):.3g}")
     return notes
+
+
+def default_method(options: Mapping[str, Any]) -> str:
+    """LoRA.rar if its hypernetwork is given, else the method that needs nothing: the sum of both updates."""
+    return "lorarar" if "hypernet" in options else "direct"
 
 
 def _read(*given: Adapter | Path | str, check: bool = False) -> list[Adapter]:

@@ -7,10 +7,10 @@ from math import inf
 import torch
 
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merge import columns
-from lorarar.merge.layerwise import merge_layerwise
-from lorarar.merge.options import require
-from lorarar.merge.svd import decompose
+from lorarar.merging import columns
+from lorarar.merging.layerwise import merge_layerwise
+from lorarar.merging.options import require
+from lorarar.merging.svd import decompose
 
 
 def merge(

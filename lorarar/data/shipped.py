@@ -1,0 +1,25 @@
+"""The folder with the miniature: this clone of the repository, or the installed package of data `lorarar-pocket`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from lorarar.errors import UserError
+
+
+def root() -> Path:
+    """The folder that holds `data/pocket` and `examples/pocket`.
+
+    Raises
+    ------
+    UserError : the current folder is no clone of the repository, and the package of data is not installed.
+    """
+    if Path("data/pocket/base").is_dir():
+        return Path()
+    spec = find_spec("lorarar_pocket")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "the miniature is not here: run this in a clone of the repository, or install 'lorarar[pocket]'"
+        )
+    return Path(spec.origin).parent
