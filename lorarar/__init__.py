@@ -3,19 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lorarar.version import __version__
+
 if TYPE_CHECKING:
+    from lorarar.contents import inspect as inspect
     from lorarar.lora.adapter import Adapter as Adapter
-    from lorarar.lora.contents import inspect as inspect
     from lorarar.merging.api import merge as merge
     from lorarar.merging.registry import methods as methods
-
-__version__ = "0.1.0"
 
 __all__ = ["Adapter", "__version__", "inspect", "merge", "methods"]
 
 _HOME = {
     "Adapter": "lorarar.lora.adapter",
-    "inspect": "lorarar.lora.contents",
+    "inspect": "lorarar.contents",
     "merge": "lorarar.merging.api",
     "methods": "lorarar.merging.registry",
 }

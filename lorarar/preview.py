@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorarar import pictures
-from lorarar.data import shipped
+from lorarar import pictures, shipped
 from lorarar.data.catalog import Catalog
 from lorarar.diffusion.backbone import Backbone
 from lorarar.diffusion.sampling import generate

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from fractions import Fraction
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merging import columns, klora, nplora, svd
+from lorarar.merging import columns, entries, klora, nplora, svd
 from lorarar.merging.hypernet import HyperNetwork
 from lorarar.merging.klora import Schedule
 from lorarar.merging.registry import METHODS
@@ -156,6 +158,46 @@ def test_layers_of_one_adapter_are_sparsified_alone_as_peft_does():
     for name in ("ties", "magnitude_prune"):
         expected = by_peft(content, fewer, PEFT[name], (0.7, 0.4), density=0.5)
         assert_equal(METHODS[name].merge(content, fewer, weights=(0.7, 0.4)), expected)
+
+
+@pytest.mark.parametrize("kind", ["plain", "bfloat16", "whole numbers", "zeros", "infinite"])
+@pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("name, majority", [
+    ("ties", "total"), ("ties", "frequency"), ("dare_ties", "total"), ("dare_ties", "frequency"), ("dare", None),
+    ("magnitude_prune", None),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:The density")
+def test_entries_have_the_bits_of_pefts_functions(name, majority, density, kind):
+    """Also where many magnitudes equal the threshold, as bfloat16's and whole numbers do."""
+    from peft.utils import merge_utils
+
+    random = torch.Generator().manual_seed(1)
+    for shape, weights in itertools.product([(1, 1), (7, 9), (64, 320)], [(1.0, 1.0), (0.7, -0.3), (0.0, 2.0)]):
+        pair = [torch.randn(shape, generator=random) for _ in range(2)]
+        if kind == "bfloat16":
+            pair = [tensor.bfloat16().float() for tensor in pair]
+        elif kind == "whole numbers":  # with opposite ones of one size, where no sign has the majority
+            pair = [tensor.round() for tensor in pair]
+        elif kind == "zeros":
+            pair[1] *= 0
+        elif kind == "infinite":
+            pair[0][0, 0] = float("inf")
+        torch.manual_seed(3)
+        options = [majority] if majority else []
+        expected = getattr(merge_utils, PEFT[name])(pair, torch.tensor(weights), density, *options)
+        merged = entries.merge(
+            pair, weights, density=density, drop="random" if name.startswith("dare") else "smallest",
+            elects=name.endswith("ties"), majority=majority or "total", random=torch.Generator().manual_seed(3),
+        )  # fmt: skip
+        assert torch.equal(merged.isnan(), expected.isnan())
+        numbers = [tensor.nan_to_num(0.0).view(torch.int32) for tensor in (merged, expected)]  # -0 is not 0
+        assert torch.equal(*numbers)
+
+
+def test_sparse_merges_run_without_peft(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for name in PEFT:
+        assert METHODS[name].merge(content, style).computed().layers.keys() == SHAPES.keys()
 
 
 def published(name: str, updates: list[Tensor], weights: tuple[float, float], density: float, seed: int) -> Tensor:

@@ -112,12 +112,15 @@ def test_a_base_is_a_folder_or_a_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["dog8", "glowing"], "dog8: no such file, and examples/pocket is not here: what the repository ships"),
-        (["cat.safetensors", "oil.safetensors"], "data/pocket/base: no such folder; what the repository ships"),
+        (
+            ["dog8", "glowing"],
+            "dog8: no such file, and the examples are not here: run this in a clone of the repository",
+        ),
+        (["cat.safetensors", "oil.safetensors"], "the miniature is not here: run this in a clone of the repository"),
     ],
 )
 def test_away_from_the_repository_one_line_says_what_to_do(files, words, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, *words, "-o", "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert expected in line and "clone of it" in line and not Path("out").exists()
+    assert expected in line and "install 'lorarar[pocket]'" in line and not Path("out").exists()

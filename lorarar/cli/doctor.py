@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from lorarar import __version__
 from lorarar.cli.extras import ADDS, missing
 from lorarar.cli.options import Download
 from lorarar.errors import UserError
+from lorarar.version import __version__
 
 EXAMPLES = """Examples:
 

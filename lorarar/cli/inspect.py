@@ -17,7 +17,7 @@ def run(
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
 ) -> None:
     """Describe a LoRA file: format, base model, layers, ranks, norms."""
-    from lorarar.lora.contents import inspect
+    from lorarar.contents import inspect
 
     found = inspect(file)
     typer.echo(f"{file}: {found.format} format, {file.stat().st_size / 1e6:.1f} MB")

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from lorarar import __version__
 from lorarar.errors import UserError
 from lorarar.files import refuse_existing, sha256
 from lorarar.lora import base_models, formats
@@ -20,6 +19,7 @@ from lorarar.merging.hypernet import HyperNetwork
 from lorarar.merging.klora import Schedule
 from lorarar.merging.registry import METHODS, Method
 from lorarar.parallel import one_thread
+from lorarar.version import __version__
 
 
 def merge(

@@ -1,10 +1,10 @@
-"""Merges that drop entries first: DARE, TIES, DARE-TIES and magnitude pruning, each with a function of peft."""
+"""Merges that drop entries first: DARE, TIES, DARE-TIES and magnitude pruning."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from math import copysign, sqrt
 from typing import Literal, get_args
 
@@ -14,13 +14,14 @@ from torch.nn.functional import pad
 
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
+from lorarar.merging import entries
+from lorarar.merging.entries import Drop, Majority
 from lorarar.merging.layerwise import Truncated, merge_layerwise, merge_truncated
 from lorarar.merging.options import require, require_rank, require_weights
 from lorarar.merging.svd import truncate
-from lorarar.randomness import generator, seeded
+from lorarar.randomness import generator
 
 Space = Literal["factors", "delta"]
-Majority = Literal["total", "frequency"]
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,14 @@ class Sparse:
 
     Attributes
     ----------
-    function
-        Of `peft.utils.merge_utils`. `dare_*` drops entries at random and divides the others by the density; `ties`
-        and `magnitude_prune` drop the smallest ones. `*ties` then elects a sign for each entry and averages what
-        agrees with it, the others sum.
+    drop
+        At "random" drops entries and divides the others by the density; "smallest" drops the smallest ones.
+    elects
+        True elects a sign for each entry and averages what agrees with it; False sums.
     """
 
-    function: Literal["dare_linear", "ties", "dare_ties", "magnitude_prune"]
+    drop: Drop
+    elects: bool
 
     def __call__(
         self,
@@ -80,46 +82,38 @@ class Sparse:
         UserError
             An option is out of range or has no meaning here, or the adapters were made for different base models.
         """
-        from peft.utils import merge_utils
-
-        elects = self.function.endswith("ties")
         require("density", density, lambda share: 0 < share <= 1, "a share above 0 and up to 1")
         require_weights("weights", weights)
         require("space", space, lambda name: name in get_args(Space), " or ".join(get_args(Space)))
         require_rank(rank)
         require("seed", seed, lambda number: isinstance(number, int), "a whole number")
-        if elects:
+        if self.elects:
             require("majority", majority, lambda name: name in (None, *get_args(Majority)), "total or frequency")
         elif majority is not None:
             raise UserError(f"majority {majority}: this method elects no sign; leave it out")
         if rank is not None and space == "factors":
             raise UserError(f"rank {rank}: only works with space=delta; leave it out, or choose that space")
 
-        def combine(*tensors: Tensor, scales: Sequence[float]) -> Tensor:
-            options = [majority] if majority else []
-            return getattr(merge_utils, self.function)([*tensors], torch.tensor(scales), density, *options)
-
         roots = [sqrt(abs(weight)) for weight in weights]
         signed = [copysign(root, weight) for root, weight in zip(roots, weights, strict=True)]
 
+        rule = partial(entries.merge, density=density, drop=self.drop, elects=self.elects, majority=majority or "total")
+
+        # Each layer has a stream of its own, from which down draws before up.
+        def combine(path: str, *parts: tuple[list[Tensor], Sequence[float]]) -> list[Tensor]:
+            random = generator(seed, *path.encode())
+            return [rule(tensors, scales, random=random) for tensors, scales in parts]
+
         def merge_updates(path: str, c: Factors, s: Factors) -> Truncated:
-            with _stream(seed, path):
-                update = combine(c.delta, s.delta, scales=weights)
+            (update,) = combine(path, ([c.delta, s.delta], weights))
             return truncate(update, rank or c.rank + s.rank)
 
         def merge_factors(path: str, c: Factors, s: Factors) -> Factors:
             most = max(c.rank, s.rank)
-            with _stream(seed, path):
-                return Factors(
-                    combine(*(pad(down, (0, 0, 0, most - len(down))) for down in (c.down, s.down)), scales=signed),
-                    combine(*(pad(up, (0, most - up.shape[1])) for up in (c.up, s.up)), scales=roots),
-                )
+            downs = [pad(down, (0, 0, 0, most - len(down))) for down in (c.down, s.down)]
+            ups = [pad(up, (0, most - up.shape[1])) for up in (c.up, s.up)]
+            return Factors(*combine(path, (downs, signed), (ups, roots)))
 
         if space == "delta":
             return merge_truncated(merge_updates, content, style, dtype)
         return merge_layerwise(merge_factors, content, style, dtype, rank=max)
-
-
-def _stream(seed: int, path: str) -> AbstractContextManager[None]:
-    """The layer's random numbers, which do not depend on other layers."""
-    return seeded(generator(seed, *path.encode()).initial_seed())

@@ -1,1 +1,1 @@
-"""The miniature base model of lorarar, its judges, example LoRAs and tables; `lorarar.data.shipped` finds them."""
+"""The miniature base model of lorarar, its judges, example LoRAs and tables; `lorarar.shipped` finds them."""
