@@ -187,7 +187,7 @@ def sd_scripts(keys: Iterable[str], base: str, metadata: Mapping[str, str]) -> M
     Loading takes the base from the command. sdxl_merge_lora.py copies `ss_v2` and `ss_base_model_version`.
     """
     keys = list(keys)
-    layers = _layers(keys)
+    present = set(keys)
     names = original(base) if base == "sdxl" else {path: path for path in linear_or_conv(base, "unet")}
     inside = re.compile(r"(resnets|attentions|downsamplers|upsamplers)\.")
     known = {f"lora_unet_{_flat(name)}" for path, name in names.items() if inside.search(path)}
@@ -200,7 +200,7 @@ def sd_scripts(keys: Iterable[str], base: str, metadata: Mapping[str, str]) -> M
 
     def module(stem: str) -> str | None:
         name = stem.split(".")[0]
-        if f"{stem}.lora_down.weight" not in keys or stem != name:
+        if f"{stem}.lora_down.weight" not in present or stem != name:
             return None
         if name.startswith("lora_unet_"):
             # The first block whose name is anywhere in the layer's.
@@ -208,7 +208,7 @@ def sd_scripts(keys: Iterable[str], base: str, metadata: Mapping[str, str]) -> M
             name = name.replace(block, {old: new for new, old in blocks.items()}[block]) if block else name
         return name if name in known else None
 
-    return _count(layers, module, None)
+    return _count(_layers(keys), module, None)
 
 
 def invokeai(keys: Iterable[str], base: str, metadata: Mapping[str, str]) -> Matches:
@@ -223,7 +223,7 @@ def invokeai(keys: Iterable[str], base: str, metadata: Mapping[str, str]) -> Mat
     SDXL files may only have keys that begin with `lora_unet_`, `lora_te1_` or `lora_te2_`, and names of the UNet are
     either all original or all diffusers'. What precedes the first dot names a layer; each needs factors, so that an
     alpha alone is an error. Names are then looked up in diffusers' models. Embeddings (`bundle_emb`) are skipped.
-    Metadata is not read.
+    Metadata announces the OMI layout of SDXL, whose conversion is not followed here.
     """
     layers = _layers(keys)
     taken = _invoke_base(keys) if isinstance(keys, Mapping) else base
@@ -244,7 +244,7 @@ def invokeai(keys: Iterable[str], base: str, metadata: Mapping[str, str]) -> Mat
             if "lora_up.weight" not in ends and not ends & _INVOKE_OTHERS:
                 raise Refusal(f"{name} has only {', '.join(sorted(ends))}")
     except Refusal as refusal:
-        return _refused(layers, taken, str(refusal))
+        return _refused(keys, taken, str(refusal))
 
     def module(stem: str) -> str | None:
         name = new_name.get(stem, stem)
@@ -314,7 +314,7 @@ def _count(layers: Iterable[str], module: Callable[[str], str | None], base: str
 
 
 def _refused(keys: Iterable[str], base: str | None, why: str) -> Matches:
-    layers = list(_layers(keys)) if not isinstance(keys, dict) else list(keys)
+    layers = _layers(keys)
     return Matches(0, len(layers), tuple(layers), base, why)
 
 
@@ -383,14 +383,15 @@ def _comfy_names(base: str, newer: bool) -> dict[str, str]:
 
 
 def _by_names(keys: Iterable[str], names: Mapping[str, str], ends: set[str]) -> Matches:
-    keys = set(keys) if not isinstance(keys, list) else keys
+    keys = list(keys)
     layers = _layers(keys)
+    present = set(keys)
 
     def module(stem: str) -> str | None:
         return names.get(stem) if layers[stem] in ends else None
 
     for stem, end in layers.items():
-        if module(stem) and _down(stem + end) not in set(keys):
+        if module(stem) and _down(stem + end) not in present:
             return _refused(keys, None, f"{stem} has no {_down(end)}")
     return _count(layers, module, None)
 
