@@ -5,7 +5,7 @@ STAMP := .venv/installed-from-requirements.lock
 PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-faults test-cluster test-gpu check-full-size
+.PHONY: help repro test test-faults test-cluster test-gpu check-full-size docs
 
 help:
 	@echo 'make repro   run the whole benchmark: train, merge, generate, score, write results/ (does only what is missing)'
@@ -14,7 +14,8 @@ help:
 	@echo 'make test-cluster   test against a real Slurm of two nodes, started here (needs slurm-wlm, munge and root)'
 	@echo 'make test-gpu       the same bits every time, and what a CPU computes (needs a GPU; all other tests use none)'
 	@echo 'make check-full-size   the whole UNets of SDXL and KOALA, random weights, on CPU or GPU (6 minutes, 9 GiB of memory)'
-	@echo 'All first set up .venv from requirements.lock if that is needed; PYTHON=... chooses the interpreter (now $(PYTHON)).'
+	@echo 'make docs    build the documentation in site/ (sets up .venv-docs; needs no .venv)'
+	@echo 'All others first set up .venv from requirements.lock if that is needed; PYTHON=... chooses the interpreter (now $(PYTHON)).'
 
 # The stamp holds the lock file that was installed: a newer date with the same content (a fresh checkout) installs nothing.
 $(STAMP): requirements.lock pyproject.toml
@@ -59,3 +60,13 @@ test-gpu: $(STAMP)
 
 check-full-size: $(STAMP)
 	@$(BIN)/python -m bench.full_size
+
+# A virtual environment of its own: the site needs no PyTorch, as the API is read from the source.
+docs: .venv-docs/installed
+	@.venv-docs/bin/mkdocs build --strict --quiet --site-dir site
+	@echo 'Documentation: site/index.html'
+
+.venv-docs/installed: docs/requirements.txt
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@

@@ -66,7 +66,7 @@ def inspect(file: Path | str) -> Contents:
             path: Layer((len(factors.up), factors.down.shape[1]), factors.rank, factors.norm)
             for path, factors in adapter.layers.items()
         },
-        sorted(adapter.unmerged),
+        sorted(adapter.others),
         sorted({str(factors.down.dtype).removeprefix("torch.") for factors in adapter.layers.values()}),
         dict(sorted(adapter.metadata.items())),
     )

@@ -93,13 +93,13 @@ def test_alpha_is_folded_once(tmp_path):
 
 def test_what_is_not_merged_is_kept_apart(tmp_path):
     convolution = Factors(torch.rand(2, 6, 3, 3), torch.rand(4, 2, 1, 1))
-    unmerged = {"unet.conv_in": convolution, "text_encoder_2.text_projection": adapter().layers[PATH]}
-    before = Adapter(adapter().layers, unmerged=unmerged)
+    others = {"unet.conv_in": convolution, "text_encoder_2.text_projection": adapter().layers[PATH]}
+    before = Adapter(adapter().layers, others=others)
     before.save(tmp_path / "a.safetensors")
     after = Adapter.load(tmp_path / "a.safetensors")
-    assert list(after.layers) == [PATH] and after.unmerged.keys() == unmerged.keys()
-    assert torch.equal(after.unmerged["unet.conv_in"].up, convolution.up)
-    assert {factor.dtype for factors in after.to(torch.bfloat16).unmerged.values() for factor in factors} == {
+    assert list(after.layers) == [PATH] and after.others.keys() == others.keys()
+    assert torch.equal(after.others["unet.conv_in"].up, convolution.up)
+    assert {factor.dtype for factors in after.to(torch.bfloat16).others.values() for factor in factors} == {
         torch.bfloat16
     }
     assert (before.format, after.format, after.to(torch.float32).format) == ("", "diffusers", "diffusers")
@@ -142,7 +142,7 @@ def test_files_are_mapped_not_copied(tmp_path):
 def test_values_are_checked_when_asked(value):
     damaged = adapter()
     damaged.check("a.safetensors")
-    damaged.unmerged["unet.conv_in"] = Factors(torch.ones(1, 2, 3, 3), torch.full((4, 1, 1, 1), value))
+    damaged.others["unet.conv_in"] = Factors(torch.ones(1, 2, 3, 3), torch.full((4, 1, 1, 1), value))
     with pytest.raises(UserError, match=r"a\.safetensors: layer unet\.conv_in holds NaN or infinity"):
         damaged.check("a.safetensors")
 

@@ -150,7 +150,7 @@ def test_mistakes_end_with_one_line_and_write_nothing(files, monkeypatch, capsys
         assert not out.exists()
         return error
 
-    assert "needs a trained hypernetwork" in refused("merge", content, style, "-o", out)
+    assert "needs a trained hypernetwork" in refused("merge", content, style, "-o", out, "-m", "lorarar")
     assert "choose one of direct" in refused("merge", content, style, "-o", out, "-m", "magic")
     assert "has no option density" in refused("merge", content, style, "-o", out, "-m", "direct", "-s", "density=1")
     assert "NAME=VALUE" in refused("merge", content, style, "-o", out, "-m", "ties", "-s", "density")
@@ -211,13 +211,3 @@ def test_the_configuration_of_an_input_stays(files, monkeypatch, capsys) -> None
         error = fails(monkeypatch, capsys, *words, "-f", "peft", "-o", merged, "--force")
         assert "adapter_config.json: is one of the inputs" in error and not merged.exists()
     assert Adapter.load(theirs).ranks == Adapter.load(content).ranks
-
-
-def test_away_from_the_repository_a_judge_needs_its_wording(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lorarar.scoring.folder.PROMPTS", tmp_path / "prompts.yaml")
-    folder = str(tmp_path)
-    words = ["score", folder, "--subject-refs", folder, "--style-refs", folder, "--judge", "http://localhost:1/v1"]
-    monkeypatch.setattr("sys.argv", ["lorarar", *words])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2 and "give data/prompts.yaml of the repository" in capsys.readouterr().err

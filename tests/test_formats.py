@@ -95,7 +95,7 @@ def sites(pipeline) -> dict[str, torch.nn.Module]:
 def make(modules: dict[str, torch.nn.Module], rank=lambda place: 4, dtype: torch.dtype = torch.float32) -> Adapter:
     """Random factors; `rank` is a function of a layer's place in the list."""
     generator = torch.Generator().manual_seed(0)
-    layers, unmerged = {}, {}
+    layers, others = {}, {}
     for place, (name, module) in enumerate(modules.items()):
         weight, r = module.weight, rank(place)
         down = torch.randn(r, *weight.shape[1:], generator=generator).to(dtype)
@@ -103,12 +103,12 @@ def make(modules: dict[str, torch.nn.Module], rank=lambda place: 4, dtype: torch
         if name.startswith("unet.") and weight.ndim == 2:
             layers[name.removeprefix("unet.")] = Factors(down, up)
         else:
-            unmerged[name] = Factors(down, up)
-    return Adapter(layers, {"subject": "dog8"}, unmerged)
+            others[name] = Factors(down, up)
+    return Adapter(layers, {"subject": "dog8"}, others)
 
 
 def all_of(adapter: Adapter) -> dict[str, Factors]:
-    return {f"unet.{path}": factors for path, factors in adapter.layers.items()} | adapter.unmerged
+    return {f"unet.{path}": factors for path, factors in adapter.layers.items()} | adapter.others
 
 
 def applied(model: torch.nn.Module, component: str = "unet") -> dict[str, torch.Tensor]:
@@ -130,7 +130,7 @@ def assert_updates(adapter: Adapter, expected: dict[str, torch.Tensor]) -> None:
 
 
 def assert_same(one: Adapter, other: Adapter) -> None:
-    assert one.layers.keys() == other.layers.keys() and one.unmerged.keys() == other.unmerged.keys()
+    assert one.layers.keys() == other.layers.keys() and one.others.keys() == other.others.keys()
     for name, factors in all_of(one).items():
         for a, b in zip(factors, all_of(other)[name], strict=True):
             assert a.dtype == b.dtype and torch.equal(a, b), name
@@ -294,9 +294,9 @@ def test_peft_loads_what_is_written(pipeline, tmp_path, rank):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = peft.PeftModel.from_pretrained(pipeline.unet, tmp_path)
-    text = {name for name in adapter.unmerged if name.startswith("text_encoder")}
+    text = {name for name in adapter.others if name.startswith("text_encoder")}
     assert text
-    unet = Adapter(adapter.layers, unmerged={name: adapter.unmerged[name] for name in adapter.unmerged.keys() - text})
+    unet = Adapter(adapter.layers, others={name: adapter.others[name] for name in adapter.others.keys() - text})
     assert_updates(unet, applied(model))
 
 
@@ -317,7 +317,7 @@ def test_every_layer_of_sdxl_has_a_name_in_every_format(sdxl, tmp_path):
     before = make(
         {name: torch.nn.Conv2d(1, 1, 1) if m.weight.ndim == 4 else torch.nn.Linear(1, 1) for name, m in modules.items()}
     )
-    assert len(before.layers) == 743 and len(before.unmerged) == 51
+    assert len(before.layers) == 743 and len(before.others) == 51
     for format in WRITERS:
         before.save(tmp_path / "a.safetensors", format)
         assert_same(Adapter.load(tmp_path / "a.safetensors"), before)
@@ -364,7 +364,7 @@ def test_round_trips_are_exact(tiny, data, format):
         assert_same(after, before)
         assert after.metadata == before.metadata
         assert after.format == format.removesuffix("-sgm") and after.format in READERS
-        backwards = [dict(reversed(layers.items())) for layers in (before.layers, before.unmerged)]
+        backwards = [dict(reversed(layers.items())) for layers in (before.layers, before.others)]
         Adapter(backwards[0], before.metadata, backwards[1]).save(other, format)
         assert one.read_bytes() == other.read_bytes()
 

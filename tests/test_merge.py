@@ -86,7 +86,7 @@ def test_gradients_of_coefficients_are_those_of_the_formula():
     torch.testing.assert_close(gradient, expected)
 
 
-def test_what_is_not_merged_is_carried_over():
+def test_convolutions_and_text_encoders_are_merged_like_all_layers():
     def conv(rank, seed, kernel=3):
         g = torch.Generator().manual_seed(seed)
         return Factors(torch.randn(rank, 4, kernel, kernel, generator=g), torch.randn(6, rank, 1, 1, generator=g))
@@ -95,17 +95,27 @@ def test_what_is_not_merged_is_carried_over():
         return torch.einsum("orxy,rihw->oihw", factors.up, factors.down)
 
     text = make(2, seed=5, shapes={"text_encoder.q": (4, 4)}).layers
-    one = Adapter(content.layers, unmerged={"conv": conv(2, 6)} | text)
-    other = Adapter(style.layers, unmerged={"conv": conv(3, 7)})
-    unmerged = linear.average(one, other, dtype=torch.float64).unmerged
-    assert unmerged.keys() == {"conv", "text_encoder.q"}
-    assert torch.equal(unmerged["text_encoder.q"].delta, text["text_encoder.q"].delta)
-    torch.testing.assert_close(
-        update(unmerged["conv"]), sum(update(a.unmerged["conv"]) for a in (one, other)), check_dtype=False
-    )
-    other = Adapter(style.layers, unmerged={"conv": conv(3, 7, kernel=1)})
-    with pytest.raises(UserError, match="layer conv is 6 x 4 x 3 x 3 x 1 x 1 and 6 x 4 x 1 x 1 x 1 x 1"):
+    one = Adapter(content.layers, others={"unet.conv": conv(2, 6)} | text)
+    other = Adapter(style.layers, others={"unet.conv": conv(3, 7)})
+    others = linear.direct(one, other, weights=(0.25, 2.0), dtype=torch.float64).others
+    assert others.keys() == {"unet.conv", "text_encoder.q"}
+    torch.testing.assert_close(others["text_encoder.q"].delta, 0.25 * text["text_encoder.q"].delta)
+    expected = 0.25 * update(one.others["unet.conv"]) + 2 * update(other.others["unet.conv"])
+    torch.testing.assert_close(update(others["unet.conv"]), expected, check_dtype=False)
+    other = Adapter(style.layers, others={"unet.conv": conv(3, 7, kernel=1)})
+    with pytest.raises(UserError, match="layer conv is 6 x 36 and 6 x 4 in the two adapters"):
         linear.direct(one, other)
+
+
+def test_a_matrix_and_a_convolution_of_one_by_one_are_the_same_layer():
+    """`proj_in` of SD 1.5 and 2.1 is either, by trainer; the result has the content's shape."""
+    one, other = make(2, 1, {"proj_in": (6, 4)}), make(3, 2, {"proj_in": (6, 4)})
+    as_conv = Adapter({}, others={"unet.proj_in": Factors(*(x[..., None, None] for x in other.layers["proj_in"]))})
+    total = one.layers["proj_in"].delta + other.layers["proj_in"].delta
+    there, back = linear.direct(one, as_conv), linear.direct(as_conv, one)
+    assert not there.others and not back.layers
+    torch.testing.assert_close(there.layers["proj_in"].delta, total)
+    torch.testing.assert_close(back.others["unet.proj_in"].delta, total[..., None, None])
 
 
 def test_layers_are_merged_on_one_thread(adapters, monkeypatch):
@@ -132,13 +142,13 @@ def test_layers_are_merged_on_one_thread(adapters, monkeypatch):
 def test_a_merge_is_computed_while_it_is_saved(tmp_path, monkeypatch, name, format):
     block = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
     shapes = {f"{block}.to_q": (8, 8), f"{block}.to_v": (8, 12), f"{block}.to_out.0": (8, 8)}
-    unmerged = {"unet.conv_in": Factors(torch.randn(2, 4, 3, 3), torch.randn(6, 2, 1, 1))}
-    one, other = make(3, 1, shapes), Adapter(make(2, 2, shapes).layers, unmerged=unmerged)
+    others = {"unet.conv_in": Factors(torch.randn(2, 4, 3, 3), torch.randn(6, 2, 1, 1))}
+    one, other = make(3, 1, shapes), Adapter(make(2, 2, shapes).layers, others=others)
     del one.layers[f"{block}.to_v"]
     options = {"lorarar": {"hypernet": HyperNetwork([8])}, "ziplora": {"coefficients": {}}}.get(name, {})
     lazy = METHODS[name].merge(one, other, dtype=torch.float16, **options)
     solid = lazy.computed()
-    assert lazy.ranks == solid.ranks and isinstance(solid.layers, dict) and isinstance(solid.unmerged, dict)
+    assert lazy.ranks == solid.ranks and isinstance(solid.layers, dict) and isinstance(solid.others, dict)
     assert isinstance(lazy.layers, dict if "relative_error" in lazy.metadata else Lazy)
     solid.save(tmp_path / "solid.safetensors", format=format)
     asked = []

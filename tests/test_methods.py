@@ -299,7 +299,7 @@ def test_klora_chooses_as_its_loop_does(variant, steps, tmp_path):
 
 
 def test_klora_keeps_layers_of_one_adapter_and_carries_the_rest(tmp_path):
-    one = Adapter(content.layers | make(2, 4, {"only": (4, 4)}).layers, unmerged=make(1, 5, {"text": (3, 3)}).layers)
+    one = Adapter(content.layers | make(2, 4, {"only": (4, 4)}).layers, others=make(1, 5, {"text": (3, 3)}).layers)
     zero = Adapter({path: Factors(down, up * 0) for path, (down, up) in style.layers.items()})
     schedule = klora.merge(one, zero, dtype=torch.float16)
     schedule.metadata["made"] = "here"
@@ -308,7 +308,7 @@ def test_klora_keeps_layers_of_one_adapter_and_carries_the_rest(tmp_path):
         for progress in (0, 0.999):  # a style without any update never wins
             adapter = made.at(progress)
             assert_equal(adapter, deltas(one.to(torch.float16)))
-        assert adapter.unmerged["text"].delta.shape == (3, 3)
+        assert adapter.others["text"].delta.shape == (3, 3)
         assert adapter.layers["only"].up.dtype == torch.float16
     assert all(turns == (0.0,) for turns in klora.merge(zero, one).turns.values())
 
@@ -385,7 +385,7 @@ def test_the_table_lists_every_method_and_each_runs():
     assert all(name == method.name for name, method in METHODS.items())
     shapes = {"a.to_q": (8, 8), "a.to_k": (8, 12)}
     c, s = make(3, 1, shapes), make(2, 2, shapes)
-    c.unmerged = make(1, 3, {"text_encoder.q": (4, 4)}).layers
+    c.others = make(1, 3, {"text_encoder.q": (4, 4)}).layers
     ones = {path: (torch.ones(n), torch.ones(n)) for path, (_, n) in shapes.items()}
     needed = {"lorarar": {"hypernet": HyperNetwork([8])}, "ziplora": {"coefficients": ones}, "joint": {"adapter": c}}
     for method in METHODS.values():
@@ -393,7 +393,7 @@ def test_the_table_lists_every_method_and_each_runs():
         merged = method.merge(c, s, dtype=torch.bfloat16, **needed.get(method.name, {}))
         assert isinstance(merged, Schedule if method.schedule else Adapter)
         adapter = merged.at(0) if method.schedule else merged
-        assert adapter.layers.keys() == shapes.keys() and adapter.unmerged.keys() == c.unmerged.keys()
+        assert adapter.layers.keys() == shapes.keys() and adapter.others.keys() == c.others.keys()
         assert all(t.dtype == torch.bfloat16 and not t.requires_grad for f in adapter.layers.values() for t in f)
 
 

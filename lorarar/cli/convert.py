@@ -31,4 +31,4 @@ def run(
         refuse_existing(path, True, *sidecars(file, adapter.format))
     adapter.check(str(file))
     adapter.save(out, format=format, dtype=DTYPES[dtype] if dtype else None)
-    typer.echo(f"{out}: {len(adapter.layers) + len(adapter.unmerged)} layers in {format} format")
+    typer.echo(f"{out}: {len(adapter.layers) + len(adapter.others)} layers in {format} format")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,16 +29,16 @@ class Adapter:
         which computes a layer each time it is asked for it: see `computed`.
     metadata
         Free text that travels with the file.
-    unmerged
-        The layers that merging does not touch: convolutions of the UNet under `unet.<path>` and layers of the text
-        encoders under `text_encoder.<path>` and `text_encoder_2.<path>`.
+    others
+        Convolutions of the UNet under `unet.<path>`, and layers of the text encoders under `text_encoder.<path>` and
+        `text_encoder_2.<path>`. Merges treat them as they treat `layers`: see `matrices`.
     format
         The format of the file it was read from, "" if it was made in memory.
     """
 
     layers: Mapping[str, Factors]
     metadata: dict[str, str] = field(default_factory=dict)
-    unmerged: Mapping[str, Factors] = field(default_factory=dict)
+    others: Mapping[str, Factors] = field(default_factory=dict)
     format: str = ""
 
     @classmethod
@@ -52,13 +53,13 @@ class Adapter:
             The file is missing, damaged or not a plain LoRA.
         """
         found, metadata, format = formats.read(path)
-        layers, unmerged = {}, {}
+        layers, others = {}, {}
         for name, factors in found.items():
             if name.startswith("unet.") and factors.down.ndim == 2:
                 layers[name.removeprefix("unet.")] = factors
             else:
-                unmerged[name] = factors
-        return cls(layers, metadata, unmerged, format)
+                others[name] = factors
+        return cls(layers, metadata, others, format)
 
     def save(self, path: Path | str, format: str = "diffusers", dtype: torch.dtype | None = None) -> None:
         """Write a safetensors file, whole or not at all; equal adapters make equal bytes.
@@ -80,9 +81,51 @@ class Adapter:
         """
         formats.write(path, self._all(dtype), self.metadata, format)
 
+    @property
+    def matrices(self) -> Mapping[str, Factors]:
+        """Every layer as a matrix, its factors (r, n_in) and (m_out, r): a convolution has n_in = c_in h w.
+
+        Names are paths in the UNet, and `text_encoder.<path>` or `text_encoder_2.<path>`.
+        """
+        if not self.others:
+            return self.layers
+        return {**self.layers, **{_matrix_name(name): factors.matrix for name, factors in self.others.items()}}
+
+    @classmethod
+    def from_matrices(cls, matrices: Mapping[str, Factors], *like: Adapter, **fields: Any) -> Adapter:
+        """The adapter of `matrices`, each in the shape that the layer has in the first of `like` which has it.
+
+        Lazy layers stay lazy.
+        """
+        kernels: dict[str, torch.Size] = {}  # of convolutions
+        others: dict[str, str] = {}  # names in `others` of the layers that belong there
+        for adapter in reversed(like):
+            for name, factors in blanks(adapter.others).items():
+                kernels[_matrix_name(name)], others[_matrix_name(name)] = factors.down.shape[1:], name
+            for path in adapter.layers:
+                kernels.pop(path, None)
+                others.pop(path, None)
+
+        def shaped(name: str, factors: Factors) -> Factors:
+            kernel = kernels.get(name, ())
+            return factors.convolution(kernel) if len(kernel) > 1 else factors
+
+        def part(names: Mapping[str, str]) -> Mapping[str, Factors]:
+            """Layers by the name that they get -> from the matrices by their name there."""
+            found = {name: shaped(known, blanks(matrices)[known]) for name, known in names.items()}
+            if not isinstance(matrices, Lazy):
+                return found
+            return Lazy(found, lambda name: shaped(names[name], matrices[names[name]]))
+
+        return cls(
+            part({name: name for name in matrices if name not in others}),
+            others=part({others[name]: name for name in matrices if name in others}),
+            **fields,
+        )
+
     def computed(self) -> Adapter:
         """The same adapter with all layers in memory, for those who need them more than once."""
-        return replace(self, layers=computed(self.layers), unmerged=computed(self.unmerged))
+        return replace(self, layers=computed(self.layers), others=computed(self.others))
 
     def check(self, source: str) -> None:
         """Raise `UserError` if a factor holds NaN or infinity; `source` names the adapter. Reads every value."""
@@ -97,16 +140,16 @@ class Adapter:
 
     def to(self, target: torch.dtype | torch.device) -> Adapter:
         """The same adapter with factors in a dtype or on a device, in memory."""
-        layers, unmerged = (
+        layers, others = (
             {path: factors.to(target) for path, factors in computed(part).items()}
-            for part in (self.layers, self.unmerged)
+            for part in (self.layers, self.others)
         )
-        return replace(self, layers=layers, metadata=dict(self.metadata), unmerged=unmerged)
+        return replace(self, layers=layers, metadata=dict(self.metadata), others=others)
 
     def _all(self, dtype: torch.dtype | None = None) -> Lazy[Factors]:
         """Every layer by its component and path, cast when it is asked for."""
         places = {f"unet.{path}": (self.layers, path) for path in self.layers}
-        places |= {name: (self.unmerged, name) for name in self.unmerged}
+        places |= {name: (self.others, name) for name in self.others}
 
         def cast(factors: Factors) -> Factors:
             return factors.to(dtype) if dtype else factors
@@ -116,3 +159,8 @@ class Adapter:
             return cast(layers[path])
 
         return Lazy({name: cast(blanks(of)[path].to("meta")) for name, (of, path) in places.items()}, compute)
+
+
+def _matrix_name(name: str) -> str:
+    """A layer's name in `matrices`: the UNet's linear layers and convolutions are told apart by their paths only."""
+    return name.removeprefix("unet.")

@@ -34,6 +34,15 @@ class Factors(NamedTuple):
         down, up = self.down.double().flatten(1), self.up.double().flatten(1)
         return float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt())
 
+    @property
+    def matrix(self) -> Factors:
+        """The factors (r, n_in) and (m_out, r); those of a convolution, with n_in = c_in h w."""
+        return self if self.down.ndim == 2 else Factors(self.down.flatten(1), self.up.flatten(1))
+
+    def convolution(self, kernel: tuple[int, ...]) -> Factors:
+        """The factors (r, c_in, h, w) and (c_out, r, 1, 1) of a convolution, whose `kernel` is (c_in, h, w)."""
+        return Factors(self.down.unflatten(1, kernel), self.up[..., None, None])
+
     def to(self, target: torch.dtype | torch.device | str) -> Factors:
         """The same factors in a dtype or on a device."""
         return Factors(self.down.to(target), self.up.to(target))

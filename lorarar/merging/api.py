@@ -89,7 +89,7 @@ def merge_files(
     Returns
     -------
     list of str
-        Notes for the user: layers carried over, the error of an approximation.
+        Notes for the user: layers that the method cannot treat, the error of an approximation.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def merge_files(
         for path in formats.sidecars(out, format):
             refuse_existing(path, True, *formats.sidecars(content, adapters[0].format))
             refuse_existing(path, True, *formats.sidecars(style, adapters[1].format))
-        first = next(iter({**adapters[0].layers, **adapters[0].unmerged}.values()))
+        first = next(iter({**adapters[0].layers, **adapters[0].others}.values()))
         try:
             merged = row.merge(*adapters, **given, dtype=formats.DTYPES[dtype] if dtype else first.down.dtype)
             sources = {name: {"file": path.name, "sha256": checksums[name].result()} for name, path in paths.items()}
@@ -130,16 +130,18 @@ def merge_files(
             if isinstance(merged, Schedule):
                 merged.save(out)
                 return [*notes, f"{row.title}'s result is a schedule, not one LoRA: only `lorarar` opens this file"]
-            ranks = {factors.rank for part in (merged.layers, merged.unmerged) for factors in blanks(part).values()}
+            ranks = {factors.rank for part in (merged.layers, merged.others) for factors in blanks(part).values()}
             merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(ranks)))
             merged.save(out, format=format)
         except (UserError, RuntimeError):  # NaN was met: to look for it in the sources before would take longer
             adapters[0].check(str(content))
             adapters[1].check(str(style))
             raise
-    if merged.unmerged:
-        of = "text encoders or convolutions (summed where both files have them)"
-        notes.append(f"carried over unmerged: {len(merged.unmerged)} layers of {of}")
+    if method == "lorarar" and merged.others:
+        number = len(merged.others)
+        notes.append(
+            f"{number} convolutions and layers of text encoders: the hypernetwork's constants, not predictions"
+        )
     if "relative_error" in merged.metadata:
         notes.append(f"relative error of the approximation: {float(merged.metadata['relative_error']):.3g}")
     return notes

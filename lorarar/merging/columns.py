@@ -58,34 +58,38 @@ def merge(
     def merge_layer(path: str, c: Factors, s: Factors) -> Factors:
         return concatenate(c, s, *coefficients.get(path, default), dtype=dtype)
 
-    layers = merge_layers(merge_layer, content.layers, style.layers, dtype)
-    return Adapter(layers, unmerged=add_unmerged(content, style, dtype))
+    return merge_layers(merge_layer, content, style, dtype)
 
 
 def merge_layers(
     merge_layer: Callable[[str, Factors, Factors], Factors],
-    content: Mapping[str, Factors],
-    style: Mapping[str, Factors],
+    content: Adapter,
+    style: Adapter,
     dtype: torch.dtype,
     rank: Callable[[int, int], int] = add,
-) -> Lazy[Factors]:
+) -> Adapter:
     """Merge lazily each layer that either adapter has; an absent layer counts as rank 0.
 
     Parameters
     ----------
     merge_layer
-        (path, content's factors, style's) -> the merged ones, in `dtype`.
+        (name in `Adapter.matrices`, content's factors, style's) -> the merged ones, in `dtype`, all of matrices.
     rank
         (r_c, r_s) -> rank of the merged layer.
+
+    Returns
+    -------
+    Adapter
+        Lazy; layers have the shapes that they have in the content, or else in the style.
 
     Raises
     ------
     UserError
         The adapters were made for different base models.
     """
-    both = {path: (c, s) for path, c, s in _pairs(content, style)}
-    blanks = {path: _empty(c, s, rank(c.rank, s.rank), dtype, "meta") for path, (c, s) in both.items()}
-    return Lazy(blanks, lambda path: merge_layer(path, *both[path]))
+    both = {name: (c, s) for name, c, s in pairs(content, style)}
+    blanks = {name: _empty(c, s, rank(c.rank, s.rank), dtype, "meta") for name, (c, s) in both.items()}
+    return Adapter.from_matrices(Lazy(blanks, lambda name: merge_layer(name, *both[name])), content, style)
 
 
 def concatenate(
@@ -96,7 +100,7 @@ def concatenate(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Factors:
-    """[up_c up_s] [down_c diag(m_c); down_s diag(m_s)]; constants also scale convolutions, whose factors are 4-d."""
+    """[up_c up_s] [down_c diag(m_c); down_s diag(m_s)], with coefficients (n_in,) or constants."""
     # Written into place: at SDXL's size a further copy of everything would take most of the time.
     down, up = merged = _empty(content, style, content.rank + style.rank, dtype, content.down.device)
     down[: content.rank] = content.down.float() * m_c
@@ -107,13 +111,21 @@ def concatenate(
 
 
 def pairs(content: Adapter, style: Adapter) -> Iterator[tuple[str, Factors, Factors]]:
-    """Each layer that either adapter has, by path, with rank-0 factors where one has none."""
-    return _pairs(content.layers, style.layers)
+    """Each of the `matrices` that either adapter has, by name, with rank-0 factors where one has none.
 
-
-def add_unmerged(content: Adapter, style: Adapter, dtype: torch.dtype = torch.float32) -> Lazy[Factors]:
-    """The layers that no method merges, text encoders and convolutions: the sum of the updates of both adapters."""
-    return merge_layers(lambda _, c, s: concatenate(c, s, dtype=dtype), content.unmerged, style.unmerged, dtype)
+    Raises
+    ------
+    UserError
+        The adapters were made for different base models.
+    """
+    ours, theirs = content.matrices, style.matrices
+    for name in sorted(ours.keys() | theirs.keys()):
+        c = ours.get(name) or _nothing_like(theirs[name])
+        s = theirs.get(name) or _nothing_like(ours[name])
+        if _shape(c) != _shape(s):
+            shapes = " and ".join(" x ".join(map(str, _shape(factors))) for factors in (c, s))
+            raise UserError(f"layer {name} is {shapes} in the two adapters: merge adapters of one base model")
+        yield name, c, s
 
 
 def save(path: Path | str, coefficients: Mapping[str, tuple[Tensor, Tensor]], metadata: Mapping[str, str]) -> None:
@@ -137,21 +149,11 @@ def load(path: Path | str) -> Coefficients:
     return coefficients
 
 
-def _pairs(content: Mapping[str, Factors], style: Mapping[str, Factors]) -> Iterator[tuple[str, Factors, Factors]]:
-    for path in sorted(content.keys() | style.keys()):
-        c = content.get(path) or _nothing_like(style[path])
-        s = style.get(path) or _nothing_like(content[path])
-        if _shape(c) != _shape(s):
-            shapes = " and ".join(" x ".join(map(str, _shape(factors))) for factors in (c, s))
-            raise UserError(f"layer {path} is {shapes} in the two adapters: merge adapters of one base model")
-        yield path, c, s
-
-
 def _empty(content: Factors, style: Factors, rank: int, dtype: torch.dtype, device: torch.device | str) -> Factors:
     """Factors of a rank with no numbers in them yet."""
     return Factors(
-        torch.empty(rank, *content.down.shape[1:], dtype=dtype, device=device),
-        torch.empty(len(content.up), rank, *content.up.shape[2:], dtype=dtype, device=device),
+        torch.empty(rank, content.down.shape[1], dtype=dtype, device=device),
+        torch.empty(len(content.up), rank, dtype=dtype, device=device),
     )
 
 
@@ -159,6 +161,6 @@ def _nothing_like(factors: Factors) -> Factors:
     return Factors(factors.down[:0], factors.up[:, :0])
 
 
-def _shape(factors: Factors) -> tuple[int, ...]:
-    """(m_out, n_in), for a convolution followed by the sizes of both kernels."""
-    return factors.up.shape[0], *factors.down.shape[1:], *factors.up.shape[2:]
+def _shape(factors: Factors) -> tuple[int, int]:
+    """(m_out, n_in)."""
+    return factors.up.shape[0], factors.down.shape[1]

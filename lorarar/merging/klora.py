@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, isfinite
 from pathlib import Path
@@ -50,14 +50,14 @@ class Schedule:
         for path, turns in self.turns.items():
             if sum(turn <= progress + ROUNDING for turn in turns) % 2:
                 layers[path] = self.style.layers[path]
-        return Adapter(layers, unmerged=self._unmerged)
+        return Adapter(layers, others=self._others)
 
     def save(self, path: Path | str) -> None:
         """Write both adapters and the turns to one safetensors file, whole or not at all."""
         tensors = {
             f"{name}.{part}.{layer}.{side}": tensor
             for name, adapter in (("content", self.content), ("style", self.style))
-            for part, table in (("layers", adapter.layers), ("rest", adapter.unmerged))
+            for part, table in (("layers", adapter.layers), ("rest", adapter.others))
             for layer, factors in table.items()
             for side, tensor in zip(Factors._fields, factors, strict=True)
         }
@@ -75,12 +75,14 @@ class Schedule:
                 found[name, part][layer] = Factors(tensors[f"{stem}.down"], tensors[f"{stem}.up"])
         except (KeyError, ValueError):
             raise UserError(f"{path}: not a schedule of two adapters; give a file that K-LoRA made") from None
-        content, style = (Adapter(found[name, "layers"], unmerged=found[name, "rest"]) for name in ("content", "style"))
+        content, style = (Adapter(found[name, "layers"], others=found[name, "rest"]) for name in ("content", "style"))
         return cls(content, style, turns, metadata)
 
     @cached_property
-    def _unmerged(self) -> Mapping[str, Factors]:
-        return computed(columns.add_unmerged(self.content, self.style))
+    def _others(self) -> Mapping[str, Factors]:
+        """Convolutions and text encoders do not take turns: both updates are added."""
+        content, style = (replace(adapter, layers={}) for adapter in (self.content, self.style))
+        return computed(columns.merge(content, style, {}).others)
 
 
 @torch.no_grad()
@@ -116,7 +118,8 @@ def merge(
     require("variant", variant, lambda name: name in get_args(Variant), " or ".join(get_args(Variant)))
     if beta is None:
         beta = 0.85 * alpha if variant == "s*" else 0.5
-    shared = {path: (c, s) for path, c, s in columns.pairs(content, style) if c.rank and s.rank}
+    linear = content.layers.keys() & style.layers.keys()
+    shared = {path: (c, s) for path, c, s in columns.pairs(content, style) if path in linear}
     sums = dict(zip(shared, map_layers(_sums, shared.values()), strict=True))
     total_c, total_s = (sum(both[side].total for both in sums.values()) for side in (0, 1))
     turns = {}

@@ -50,8 +50,7 @@ def merge_layerwise(
     def merge(path: str, c: Factors, s: Factors) -> Factors:
         return merge_layer(path, c.to(torch.float32), s.to(torch.float32)).to(dtype)
 
-    layers = columns.merge_layers(merge, content.layers, style.layers, dtype, rank)
-    return Adapter(layers, unmerged=columns.add_unmerged(content, style, dtype))
+    return columns.merge_layers(merge, content, style, dtype, rank)
 
 
 @torch.no_grad()
@@ -73,8 +72,9 @@ def merge_truncated(
     pairs = list(columns.pairs(content, style))
     cuts = map_layers(merge, pairs)
     error = math.sqrt(sum(cut.lost for cut in cuts) / (sum(cut.whole for cut in cuts) or 1.0))
-    return Adapter(
-        {path: cut.factors for (path, _, _), cut in zip(pairs, cuts, strict=True)},
-        {"relative_error": f"{error:.6g}"} if cuts else {},
-        columns.add_unmerged(content, style, dtype),
+    return Adapter.from_matrices(
+        {name: cut.factors for (name, _, _), cut in zip(pairs, cuts, strict=True)},
+        content,
+        style,
+        metadata={"relative_error": f"{error:.6g}"} if cuts else {},
     )

@@ -86,9 +86,7 @@ def valid_adapters(folder: Path) -> list[bytes]:
         path: Factors(torch.randn(down, generator=generator), torch.randn(up, generator=generator))
         for path, (down, up) in shapes.items()
     }
-    adapter = Adapter(
-        {LAYERS[0]: made[LAYERS[0]]}, {"prompt": "a dog"}, unmerged={f"unet.{LAYERS[1]}": made[LAYERS[1]]}
-    )
+    adapter = Adapter({LAYERS[0]: made[LAYERS[0]]}, {"prompt": "a dog"}, others={f"unet.{LAYERS[1]}": made[LAYERS[1]]})
     contents = []
     for format in ("diffusers", "kohya", "kohya-sgm", "peft"):
         adapter.save(folder / "valid.safetensors", format=format)
