@@ -34,7 +34,9 @@ def atomic(path: Path | str, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     # The suffix is kept last, because image and tensor writers choose their format by it.
-    temporary = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}{path.suffix}")
+    end = f".{socket.gethostname()}-{os.getpid()}{path.suffix}"
+    stem = path.stem if len(f".{path.stem}{end}".encode()) <= 255 else hashlib.sha256(path.stem.encode()).hexdigest()
+    temporary = path.with_name(f".{stem}{end}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -121,7 +121,8 @@ def test_converts_there_and_back(files, monkeypatch) -> None:
     assert run(monkeypatch, "convert", content, "-o", out, "-f", "kohya") == 0
     back = out.with_name("back.safetensors")
     assert run(monkeypatch, "convert", out, "-o", back) == 0
-    assert back.read_bytes() == content.read_bytes()
+    first, second = load_file(content), load_file(back)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_lists_the_methods(monkeypatch, capsys) -> None:
@@ -194,7 +195,7 @@ def test_files_that_exist_stay(files, monkeypatch, capsys) -> None:
     assert out.read_bytes() == b"precious"
     assert "inputs" in fails(monkeypatch, capsys, "merge", content, style, "-o", style, "-m", "direct", "--force")
     assert run(monkeypatch, "merge", content, style, "-o", out, "-m", "direct", "--force") == 0
-    assert Adapter.load(out).layers
+    assert Adapter.load(out).layers and capsys.readouterr().out
     other = out.with_name("adapter_config.json")
     other.write_text("precious")
     for words in (["merge", content, style, "-m", "direct"], ["convert", content]):

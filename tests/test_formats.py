@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from lorarar.errors import UserError
 from lorarar.lora import base_models
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.lora.formats import READERS, WRITERS
+from lorarar.lora.formats import WRITERS
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 SDXL = {
@@ -363,7 +363,7 @@ def test_round_trips_are_exact(tiny, data, format):
         after = Adapter.load(one)
         assert_same(after, before)
         assert after.metadata == before.metadata
-        assert after.format == format.removesuffix("-sgm") and after.format in READERS
+        assert after.format in (format, "kohya")  # without blocks, kohya's names are the same
         backwards = [dict(reversed(layers.items())) for layers in (before.layers, before.others)]
         Adapter(backwards[0], before.metadata, backwards[1]).save(other, format)
         assert one.read_bytes() == other.read_bytes()
@@ -396,11 +396,10 @@ STEM = "lora_unet_mid_block_attentions_0_proj_in"
     [
         (f"{STEM}.hada_w1_a", "is LoHa"),
         (f"{STEM}.lokr_w1", "is LoKr"),
-        (f"{STEM}.lora_mid.weight", "is LoCon with Tucker factors"),
         (f"{STEM}.dora_scale", "is DoRA"),
         ("base_model.model.conv_in.lora_magnitude_vector", "is DoRA"),
         (f"{STEM}.diff_b", "is full differences"),
-        (f"{STEM}.oft_diag", r"oft_diag is not part of a plain LoRA"),
+        (f"{STEM}.oft_diag", r"oft_diag is OFT, not part of a plain LoRA"),
         ("lora_unet_nowhere_to_q.lora_down.weight", r"nowhere_to_q\.lora_down\.weight is not part"),
         ("transformer.blocks.0.lora_A.weight", r"transformer\.blocks\.0\.lora_A\.weight is not part"),
     ],
@@ -418,13 +417,13 @@ def test_what_is_no_plain_lora_is_refused_by_name(tmp_path, key, message):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pickles_are_refused_unopened(tmp_path, zipped):
+def test_pickles_run_no_code(tmp_path, zipped):
     class Bomb:
         def __reduce__(self):
             return pytest.fail, ("the pickle was opened",)
 
     torch.save({"a": Bomb()}, tmp_path / "a.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"a\.bin: a pickle.* convert it to safetensors first"):
+    with pytest.raises(UserError, match=r"a\.bin: a pickle that holds more than tensors.* take a \.safetensors file"):
         Adapter.load(tmp_path / "a.bin")
 
 

@@ -9,26 +9,50 @@ import typer
 
 from lorarar.cli.options import Dtype, Force, Format, Out
 
-EXAMPLES = "Example: `lorarar convert kohya.safetensors -o diffusers.safetensors`"
+EXAMPLES = """Examples:
+
+`lorarar convert kohya.safetensors -o diffusers.safetensors`
+
+`lorarar convert diffusers.safetensors -o comfyui.safetensors --for comfyui`"""
 
 
 def run(
     file: Annotated[Path, typer.Argument(help="LoRA file in any format.", show_default=False)],
     out: Out,
-    format: Format = "diffusers",
+    format: Format = None,
+    program: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="PROGRAM",
+            help="The format that a program reads: comfyui, a1111, forge, sd-scripts, invokeai, diffusers or peft.",
+        ),
+    ] = None,
     dtype: Dtype = None,
     force: Force = False,
 ) -> None:
-    """Write a LoRA file in another format; alpha is folded into the factors."""
+    """Write a LoRA file in another format, diffusers' by default; alpha is folded into the factors."""
+    from lorarar.errors import UserError
     from lorarar.files import refuse_existing
+    from lorarar.lora import base_models, describe, formats
     from lorarar.lora.adapter import Adapter
-    from lorarar.lora.formats import DTYPES, sidecars
 
-    for path in (out, *sidecars(out, format)):
-        refuse_existing(path, force, file)
+    if format and program:
+        raise UserError("--format and --for: give one of them")
+    refuse_existing(out, force, file)
+    file = formats.locate(file)
     adapter = Adapter.load(file)
-    for path in sidecars(out, format):
-        refuse_existing(path, True, *sidecars(file, adapter.format))
+    base = describe.claimed(adapter.metadata) or next(
+        (name for name in base_models.possible(adapter.layers) if name in describe.BASES), None
+    )
+    format = formats.format_for(program, base) if program else format or "diffusers"
+    for path in formats.sidecars(out, format):
+        refuse_existing(path, force, file, *formats.sidecars(file, adapter.format))
     adapter.check(str(file))
-    adapter.save(out, format=format, dtype=DTYPES[dtype] if dtype else None)
-    typer.echo(f"{out}: {len(adapter.layers) + len(adapter.others)} layers in {format} format")
+    first = next(iter({**adapter.layers, **adapter.others}.values()))
+    adapter.metadata = describe.converted(adapter.metadata, base, max(adapter.all_ranks))
+    adapter.save(out, format=format, dtype=formats.DTYPES[dtype] if dtype else first.down.dtype)
+    for phrase in describe.triggers(adapter.metadata):
+        typer.echo(f"trigger words: {phrase}", err=True)
+    number = len(adapter.layers) + len(adapter.others)
+    typer.echo(f"{out}: {number} layers in {format} format; opens in {formats.opened_by(format, base)}")

@@ -39,7 +39,7 @@ def run(
         list[str] | None,
         typer.Option("--set", "-s", metavar="NAME=VALUE", help="Option of the method; `lorarar methods` lists them."),
     ] = None,
-    format: Format = "diffusers",
+    format: Format = None,
     dtype: Dtype = None,
     force: Force = False,
 ) -> None:

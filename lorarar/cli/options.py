@@ -12,10 +12,10 @@ import typer
 from lorarar.errors import UserError
 
 
-def _format(name: str) -> str:
+def _format(name: str | None) -> str | None:
     from lorarar.lora.formats import WRITERS
 
-    return _one_of("--format", name, WRITERS)
+    return name and _one_of("--format", name, WRITERS)
 
 
 def _dtype(name: str | None) -> str | None:
@@ -33,9 +33,13 @@ def _one_of(option: str, name: str, known: Iterable[str]) -> str:
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.", show_default=False)]
 # The tables of formats and precisions import torch, which would make --help slow: names are checked when one is given.
 Format = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--format", "-f", help="Output format: diffusers, peft, kohya or kohya-sgm.", callback=_format, metavar="FORMAT"
+        "--format",
+        "-f",
+        help="Output format: diffusers, peft, kohya or kohya-sgm (original block names); default: the content file's.",
+        callback=_format,
+        metavar="FORMAT",
     ),
 ]
 Dtype = Annotated[

@@ -43,7 +43,7 @@ class Adapter:
 
     @classmethod
     def load(cls, path: Path | str) -> Adapter:
-        """Read a safetensors file in diffusers', peft's or kohya's format.
+        """Read a LoRA in any of the formats: a file, a folder of diffusers or peft, or a name in the hub's local cache.
 
         Factors are views of the memory-mapped file, except those that a file's alpha changes.
 
@@ -52,7 +52,7 @@ class Adapter:
         UserError
             The file is missing, damaged or not a plain LoRA.
         """
-        found, metadata, format = formats.read(path)
+        found, metadata, format = formats.read(formats.locate(path))
         layers, others = {}, {}
         for name, factors in found.items():
             if name.startswith("unet.") and factors.down.ndim == 2:
@@ -137,6 +137,11 @@ class Adapter:
     def ranks(self) -> dict[str, int]:
         """Rank of each layer."""
         return {path: factors.rank for path, factors in blanks(self.layers).items()}
+
+    @property
+    def all_ranks(self) -> set[int]:
+        """The different ranks of all layers."""
+        return {factors.rank for part in (self.layers, self.others) for factors in blanks(part).values()}
 
     def to(self, target: torch.dtype | torch.device) -> Adapter:
         """The same adapter with factors in a dtype or on a device, in memory."""

@@ -74,10 +74,15 @@ def guess(layers: Layers) -> str:
     str
         "unknown (widths 32, 64)" if no base has them or none is part of an attention.
     """
-    names = _possible(layers)
-    if names and names != {base.name for base in BASES}:
-        return " or ".join(base.name for base in BASES if base.name in names)
+    if names := possible(layers):
+        return " or ".join(names)
     return f"unknown (widths {', '.join(map(str, sorted({down.shape[1] for down, _ in layers.values()})))})"
+
+
+def possible(layers: Layers) -> list[str]:
+    """Names of the bases that have every layer which is part of an attention; none if that is no base or every one."""
+    names = _possible(layers)
+    return [base.name for base in BASES if base.name in names] if len(names) < len(BASES) else []
 
 
 def same(content: Layers, style: Layers, *, names: Sequence[str] = ("the first", "the second")) -> None:

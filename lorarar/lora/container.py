@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorarar.errors import UserError
+from lorarar.errors import UserError, first_line
 from lorarar.files import atomic
 from lorarar.lora.factors import finite
 from lorarar.lora.lazy import blanks
@@ -44,6 +44,8 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if _is_pickle(path):
+        return _read_pickle(path), {}
     try:
         with safe_open(str(path), framework="pt") as file:
             names = file.keys()  # not a mapping: it cannot be iterated over itself
@@ -51,11 +53,50 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of a .safetensors file") from None
     except (SafetensorError, OSError) as error:
-        if _is_pickle(path):
-            raise UserError(
-                f"{path}: a pickle, which can run code when opened, so it is not read; convert it to safetensors first"
-            ) from None
-        raise UserError(f"{path}: not a readable safetensors file ({error}); fetch or make it again") from None
+        reason = _other_content(path) or f"not a readable safetensors file ({error}); fetch or make it again"
+        raise UserError(f"{path}: {reason}") from None
+
+
+def _read_pickle(path: Path | str) -> dict[str, Tensor]:
+    """Tensors of what torch.save wrote (.pt, .bin, .ckpt); `weights_only` runs no code of the file."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in many ways
+        reason = "holds more than tensors, which could run code, or is damaged"
+        raise UserError(
+            f"{path}: a pickle that {reason} ({first_line(error)[:80]}); take a .safetensors file"
+        ) from None
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{path}: a pickle without named tensors; convert it to safetensors with the tool that made it")
+    return {str(key): tensor.detach() for key, tensor in found.items()}
+
+
+def _other_content(path: Path | str) -> str | None:
+    """Message about a file that is something else: a pointer, a page, an error; None if it may be safetensors."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+            if start.startswith(b"version https://git-lfs"):
+                return "a git-lfs pointer, not the file itself; run `git lfs pull`, or download the file again"
+            text = start.lstrip().lower()
+            if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+                return "a web page, not a LoRA; the download needs a login or another address"
+            if text.startswith((b"{", b"[")) and b'"' in text and start[8:9] != b"{":
+                shown = start[:80].decode("utf-8", "replace").strip()
+                return f"a JSON message, not a LoRA ({shown}); download the file again"
+            size = int.from_bytes(start[:8], "little")
+            if size > 100_000_000:
+                return None
+            file.seek(8)
+            metadata = json.loads(file.read(size)).get("__metadata__", {})
+            wrong = next((key for key, value in metadata.items() if not isinstance(value, str)), None)
+    except (OSError, ValueError, AttributeError, RecursionError, MemoryError):
+        return None
+    if wrong is None:
+        return None
+    return f"entry {wrong} of __metadata__ is {metadata[wrong]!r}, not a text; write it as a text"
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -94,7 +135,9 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
             assert header[key]["shape"] == [*tensor.shape] and header[key]["dtype"] == _DTYPES[tensor.dtype], key
             if not finite(tensor):
                 kind = str(tensor.dtype).removeprefix("torch.")
-                raise UserError(f"{path}: {key} would hold NaN or infinity in {kind}; nothing is written")
+                raise UserError(
+                    f"{path}: {key} would hold NaN or infinity in {kind}; nothing is written; try -d fp32 or bf16"
+                )
             put(8 + len(text) + places[key], tensor.flatten().view(torch.uint8).numpy().data)
             unsaved += tensor.nbytes
             if unsaved > BURST and on_disk.done():  # the disk need not wait for the last of them

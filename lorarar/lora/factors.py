@@ -101,6 +101,8 @@ def _factors(layer: str, parts: Mapping[str, Tensor], scale: Callable[[str, int]
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{source}: `{part}` of layer {layer} is of {kind}, not real numbers; convert it first")
     down, up = parts["down"], parts["up"]
+    if "mid" in parts:  # Tucker factors (LyCORIS): dW = up mid down, so that down with mid is a convolution's
+        down = _with_mid(layer, down, parts["mid"], source)
     shapes = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
     if down.ndim not in (2, 4) or up.ndim != down.ndim or any(size != 1 for size in up.shape[2:]):
         raise UserError(f"{source}: layer {layer} has {shapes}, of neither a linear layer nor a convolution")
@@ -112,4 +114,13 @@ def _factors(layer: str, parts: Mapping[str, Tensor], scale: Callable[[str, int]
     if rank == 0:
         return Factors(down, up)
     factor = float(parts["alpha"]) / rank if "alpha" in parts else scale(layer, rank)
-    return Factors(down, up if factor == 1 else (up.float() * factor).to(up.dtype))
+    # In float32 whatever the file's dtype, whose rounding or range may not hold the product.
+    return Factors(down, up if factor == 1 else up.float() * factor)
+
+
+def _with_mid(layer: str, down: Tensor, mid: Tensor, source: str) -> Tensor:
+    """Down (r, c_in, h, w) of down (r, c_in, 1, 1) and mid (r, r, h, w)."""
+    if down.ndim != 4 or mid.ndim != 4 or mid.shape[1] != len(down) or down.shape[2:] != (1, 1):
+        shapes = f"down {tuple(down.shape)} and mid {tuple(mid.shape)}"
+        raise UserError(f"{source}: layer {layer} has {shapes}, which do not fit; the file is damaged")
+    return torch.einsum("abhw,bi->aihw", mid.float(), down.float().flatten(1))

@@ -7,6 +7,7 @@ module path in it: `unet.<path>`, `text_encoder.<path>` or `text_encoder_2.<path
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.lora import container, diffusers, kohya, peft
+from lorarar.lora import base_models, container, diffusers, keys, kohya, peft
 from lorarar.lora.factors import Factors, Layers
 from lorarar.lora.lazy import Lazy, blanks
 from lorarar.parallel import one_thread
@@ -31,17 +32,11 @@ WRITERS: dict[str, Callable[[str, Factors], dict[str, Tensor]]] = {
     "kohya": kohya.tensors,
     "kohya-sgm": partial(kohya.tensors, sgm=True),
 }
+_LAYER = re.compile(
+    r"unet\.(?:(?:down|up)_blocks\.|mid_block\.|conv_in|conv_out|(?:time|add|class)_embedding|encoder_hid_proj)"
+    r"|text_encoder(?:_2)?\.(?:text_model\.|text_projection)"
+)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-# Updates that are not up @ down, by what their keys contain.
-_OTHERS = {
-    r"\.hada_": "LoHa (LyCORIS)",
-    r"\.lokr_": "LoKr (LyCORIS)",
-    r"\.lora_mid\.": "LoCon with Tucker factors (LyCORIS)",
-    r"\.dora_scale|lora_magnitude_vector": "DoRA",
-    r"\.diff(?:_b)?$": "full differences of weights",
-}
-_OTHER = re.compile("|".join(_OTHERS))
 
 
 def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
@@ -56,7 +51,7 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
     metadata
         The file's metadata, without the entries whose meaning was folded into the factors.
     format
-        A key of `READERS`.
+        A key of `WRITERS`.
 
     Raises
     ------
@@ -64,12 +59,50 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
         The file is missing, damaged, or holds something a merge would silently get wrong.
     """
     tensors, metadata = container.read_tensors(path)
-    if key := next(filter(_OTHER.search, tensors), None):
-        name = next(name for mark, name in _OTHERS.items() if re.search(mark, key))
-        raise UserError(f"{path}: {key} is {name}, not part of a plain LoRA; convert the file to one first")
+    keys.check(tensors, str(path))
+    tensors = keys.translate(tensors, str(path))
     format = _detect(tensors, path)
     layers = READERS[format].parse(tensors, metadata, str(path))
-    return layers, {key: value for key, value in metadata.items() if key not in READERS[format].FOLDED}, format
+    for layer in layers:
+        if not _LAYER.match(layer):
+            raise UserError(f"{path}: layer {layer} is of no UNet or text encoder known here; give another file")
+    kept = {key: value for key, value in metadata.items() if key not in READERS[format].FOLDED}
+    return layers, kept, "kohya-sgm" if format == "kohya" and any(map(kohya.original, tensors)) else format
+
+
+FILES = (
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.bin",
+    "adapter_model.bin",
+)
+"""Names of the file in a folder that diffusers or peft wrote."""
+
+
+def locate(path: Path | str) -> Path:
+    """The file itself: in a folder of diffusers or peft, or in the local cache of the hub if `path` is a name there.
+
+    Raises
+    ------
+    UserError
+        The folder has no LoRA, or more than one.
+    """
+    path = Path(path)
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        home = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"))
+        cache = Path(
+            os.environ.get("HF_HUB_CACHE", home / "hub"), f"models--{str(path).replace('/', '--')}", "snapshots"
+        )
+        found = sorted(cache.glob("*/"), key=lambda folder: folder.stat().st_mtime)
+        path = found[-1] if found else path
+    if not path.is_dir():
+        return path
+    known = [path / name for name in FILES if (path / name).is_file()]
+    found = known[:1] or sorted(path.glob("*.safetensors"))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise UserError(f"{path}: a folder with no single LoRA in it (found {names}); give the file")
+    return found[0]
 
 
 def write(path: Path | str, layers: Layers, metadata: Mapping[str, str], format: str = "diffusers") -> None:
@@ -85,14 +118,17 @@ def write(path: Path | str, layers: Layers, metadata: Mapping[str, str], format:
     if format not in WRITERS:
         raise UserError(f"format {format} is unknown; choose one of {', '.join(WRITERS)}")
     known = blanks(layers)
+    write_layer = WRITERS[format]
+    if format == "kohya" and _one_encoder(known):
+        write_layer = partial(kohya.tensors, one_encoder=True)
     extra = diffusers.metadata(known) if format == "diffusers" else {}
     configuration = peft.adapter_config(known) if format == "peft" else {}
-    found = {layer: WRITERS[format](layer, factors) for layer, factors in known.items()}
+    found = {layer: write_layer(layer, factors) for layer, factors in known.items()}
     layer_of = {key: layer for layer, tensors in found.items() for key in tensors}
 
     @lru_cache(maxsize=1)  # a layer's tensors are asked for one after the other
     def tensors_of(layer: str) -> dict[str, Tensor]:
-        return WRITERS[format](layer, layers[layer])
+        return write_layer(layer, layers[layer])
 
     tensors = Lazy(
         {key: tensor for tensors in found.values() for key, tensor in tensors.items()},
@@ -104,9 +140,44 @@ def write(path: Path | str, layers: Layers, metadata: Mapping[str, str], format:
         container.write_tensors(path, tensors, {**metadata, **extra})
 
 
+def opened_by(format: str, base: str | None) -> str:
+    """The programs that open a file of this format, as docs/compatibility.md has them.
+
+    Parameters
+    ----------
+    base : a key of `describe.BASES`; of other bases, the programs do not know.
+    """
+    if format in ("diffusers", "peft") or base is None:
+        return {"kohya": "diffusers", "kohya-sgm": "diffusers"}.get(format, format)
+    a1111 = "" if (format, base) == ("kohya", "SDXL") else "A1111, "  # it does not know one of SDXL's upsamplers so
+    return f"ComfyUI, {a1111}Forge, sd-scripts, InvokeAI and diffusers"
+
+
+def format_for(program: str, base: str | None) -> str:
+    """The format that a program reads: kohya's, of SDXL with the original block names, as its trainer writes them."""
+    programs = {"diffusers": "diffusers", "peft": "peft"}
+    programs |= dict.fromkeys(
+        ("comfyui", "a1111", "forge", "sd-scripts", "invokeai"), "kohya-sgm" if base == "SDXL" else "kohya"
+    )
+    if program.lower() not in programs:
+        raise UserError(f"--for {program}: unknown; choose one of {', '.join(sorted(programs))}")
+    return programs[program.lower()]
+
+
 def sidecars(path: Path | str, format: str) -> list[Path]:
     """The files that `write` adds in the folder of `path`: peft keeps its configuration in a separate one."""
     return [Path(path).with_name(peft.CONFIGURATION)] if format == "peft" else []
+
+
+def _one_encoder(layers: Layers) -> bool:
+    """True if the layers are of a base with one text encoder: Stable Diffusion 1 or 2."""
+    unet = {
+        name.removeprefix("unet."): factors
+        for name, factors in layers.items()
+        if name.startswith("unet.") and factors.down.ndim == 2
+    }
+    second = any(name.startswith("text_encoder_2.") for name in layers)
+    return not second and base_models.guess(unet).startswith("Stable Diffusion")
 
 
 def _detect(keys: Iterable[str], path: Path | str) -> str:

@@ -25,9 +25,9 @@ _COMPONENTS = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text
 # text_encoder has two prefixes; the later one, lora_te1, is written.
 _PREFIX = {component: prefix for prefix, component in _COMPONENTS.items()}
 _KEY = re.compile(
-    rf"(?P<component>{'|'.join(_COMPONENTS)})_(?P<name>.+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)"
+    rf"(?P<component>{'|'.join(_COMPONENTS)})_(?P<name>.+)\.(?P<part>lora_down\.weight|lora_mid\.weight|lora_up\.weight|alpha)"
 )
-_PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
+_PARTS = {"lora_down.weight": "down", "lora_mid.weight": "mid", "lora_up.weight": "up", "alpha": "alpha"}
 
 # The layers that can have a LoRA, in UNet2DConditionModel and in CLIP's text encoders.
 _RESNET = r"resnets\.\d+\.(?:conv1|conv2|conv_shortcut|time_emb_proj)"
@@ -50,8 +50,8 @@ _RESNET_ENDS = {
 }
 
 
-def _sgm_names() -> dict[str, str]:
-    """SGM's name of each part of SDXL's UNet -> diffusers'."""
+def _sgm_names(levels: int) -> dict[str, str]:
+    """The original name of each part of a UNet of three levels, SDXL's, or four, -> diffusers'."""
     names = {
         "time_embed_0": "time_embedding_linear_1",
         "time_embed_2": "time_embedding_linear_2",
@@ -63,7 +63,7 @@ def _sgm_names() -> dict[str, str]:
         "middle_block_1": "mid_block_attentions_0",
         "middle_block_2": "mid_block_resnets_1",
     }
-    for i in range(3):
+    for i in range(levels):
         for k, kind in enumerate(("resnets", "attentions")):
             names |= {f"input_blocks_{3 * i + j + 1}_{k}": f"down_blocks_{i}_{kind}_{j}" for j in range(2)}
             names |= {f"output_blocks_{3 * i + j}_{k}": f"up_blocks_{i}_{kind}_{j}" for j in range(3)}
@@ -72,8 +72,9 @@ def _sgm_names() -> dict[str, str]:
     return names
 
 
-_SGM = _sgm_names()
-_TO_SGM = {new: old for old, new in _SGM.items()}
+# The lowest of four levels has no attention, so that its upsampler comes second.
+_SGM = {"output_blocks_2_1_conv": "up_blocks_0_upsamplers_0_conv", **_sgm_names(4)}
+_TO_SGM = {new: old for old, new in _sgm_names(3).items()}
 _TO_RESNET_ENDS = {new: old for old, new in _RESNET_ENDS.items()}
 
 
@@ -82,8 +83,15 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: st
     return gather(tensors, _locate, lambda layer, rank: 1.0, source)
 
 
-def tensors(layer: str, factors: Factors, sgm: bool = False) -> dict[str, Tensor]:
+def original(key: str) -> bool:
+    """True if a key has the UNet's original block names."""
+    return re.match(r"lora_unet_(?:input_blocks|middle_block|output_blocks)_", key) is not None
+
+
+def tensors(layer: str, factors: Factors, sgm: bool = False, one_encoder: bool = False) -> dict[str, Tensor]:
     """The tensors of a layer in a kohya file, with diffusers' block names or, for SDXL's UNet, those of SGM.
+
+    The only text encoder of a base with `one_encoder` is `lora_te`.
 
     Raises
     ------
@@ -98,7 +106,7 @@ def tensors(layer: str, factors: Factors, sgm: bool = False) -> dict[str, Tensor
         name = _renamed(name, _TO_SGM, _TO_RESNET_ENDS) or ""
     if not (known and name):
         raise UserError(f"layer {layer} has no name in kohya's format; save in another")
-    stem = f"{_PREFIX[component]}_{name}"
+    stem = f"{'lora_te' if one_encoder and component == 'text_encoder' else _PREFIX[component]}_{name}"
     alpha = torch.tensor(float(factors.rank))  # not in the dtype of the factors: bfloat16 would round 257
     return {f"{stem}.lora_down.weight": factors.down, f"{stem}.lora_up.weight": factors.up, f"{stem}.alpha": alpha}
 

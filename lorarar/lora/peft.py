@@ -46,7 +46,12 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: st
         component, _, path = layer.partition(".")
         return scale(configuration, path, rank, source) if component == "unet" else 1.0
 
-    return gather(tensors, _locate, scale_of, source)
+    layers = gather(tensors, _locate, scale_of, source)
+    wide = any(down.shape[1] == 1280 for layer, (down, _) in layers.items() if layer.startswith("text_encoder."))
+    if not wide:
+        return layers
+    # Of SDXL's two text encoders only the second has this width.
+    return {re.sub(r"^text_encoder\.", "text_encoder_2.", layer): factors for layer, factors in layers.items()}
 
 
 def tensors(layer: str, factors: Factors) -> dict[str, Tensor]:
@@ -133,5 +138,7 @@ def _locate(key: str) -> tuple[str, str] | None:
     if not match:
         return None
     path = match["path"]
+    if re.match(r"(?:text_model\.)?encoder\.layers\.|text_projection", path):  # a file of CLIP itself
+        path = "text_encoder." + re.sub(r"^encoder\.", "text_model.encoder.", path)
     layer = path if path.startswith(("text_encoder.", "text_encoder_2.")) else f"unet.{path}"
     return layer, {"A": "down", "B": "up"}[match["matrix"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ import torch
 
 from lorarar.errors import UserError
 from lorarar.files import refuse_existing, sha256
-from lorarar.lora import base_models, formats
+from lorarar.lora import base_models, describe, formats
 from lorarar.lora.adapter import Adapter
-from lorarar.lora.lazy import blanks
 from lorarar.merging.hypernet import HyperNetwork
 from lorarar.merging.klora import Schedule
 from lorarar.merging.registry import METHODS, Method
@@ -68,7 +67,7 @@ def merge_files(
     out: Path,
     *,
     method: str | None = None,
-    format: str = "diffusers",
+    format: str | None = None,
     dtype: str | None = None,
     force: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -80,7 +79,7 @@ def merge_files(
     method
         As in `merge`.
     format
-        A key of `formats.WRITERS`.
+        A key of `formats.WRITERS`; None is that of the content's file.
     dtype
         A key of `formats.DTYPES`; None is that of the content's file.
     options
@@ -98,8 +97,8 @@ def merge_files(
     """
     if dtype and dtype not in formats.DTYPES:
         raise UserError(f"dtype {dtype}: unknown; choose one of {', '.join(formats.DTYPES)}")
-    for path in (out, *formats.sidecars(out, format)):
-        refuse_existing(path, force, content, style)
+    content, style = formats.locate(content), formats.locate(style)
+    refuse_existing(out, force, content, style)
     given = dict(options or {})
     notes = []
     if method is None:
@@ -107,12 +106,15 @@ def merge_files(
         notes.append(f"method {method}: {METHODS[method].title}; `lorarar methods` lists the others")
     recorded = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     row = _method(method, given)
-    if row.schedule and format != "diffusers":
+    if row.schedule and format:
         raise UserError(f"method {method}: writes a schedule, not a LoRA, so --format does not apply; leave it out")
     with ThreadPoolExecutor(2) as background:
         paths = {"content": content, "style": style}
         checksums = {name: background.submit(sha256, path) for name, path in paths.items()}
         adapters = _read(content, style)
+        format = format or _format_of(adapters[0])
+        for path in formats.sidecars(out, format):
+            refuse_existing(path, force, content, style)
         for path in formats.sidecars(out, format):
             refuse_existing(path, True, *formats.sidecars(content, adapters[0].format))
             refuse_existing(path, True, *formats.sidecars(style, adapters[1].format))
@@ -120,6 +122,7 @@ def merge_files(
         try:
             merged = row.merge(*adapters, **given, dtype=formats.DTYPES[dtype] if dtype else first.down.dtype)
             sources = {name: {"file": path.name, "sha256": checksums[name].result()} for name, path in paths.items()}
+            base = _base(adapters, (content, style), notes)
             merged.metadata |= {
                 "lorarar.method": method,
                 "lorarar.options": json.dumps(recorded, sort_keys=True),
@@ -130,8 +133,15 @@ def merge_files(
             if isinstance(merged, Schedule):
                 merged.save(out)
                 return [*notes, f"{row.title}'s result is a schedule, not one LoRA: only `lorarar` opens this file"]
-            ranks = {factors.rank for part in (merged.layers, merged.others) for factors in blanks(part).values()}
+            ranks = merged.all_ranks
             merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(ranks)))
+            merged.metadata |= describe.merged(
+                *(adapter.metadata for adapter in adapters),
+                base=base,
+                rank=max(ranks, default=0),
+                title=out.stem,
+                files=[content.name, style.name],
+            )
             merged.save(out, format=format)
         except (UserError, RuntimeError):  # NaN was met: to look for it in the sources before would take longer
             adapters[0].check(str(content))
@@ -144,7 +154,42 @@ def merge_files(
         )
     if "relative_error" in merged.metadata:
         notes.append(f"relative error of the approximation: {float(merged.metadata['relative_error']):.3g}")
+    if phrases := merged.metadata.get("modelspec.trigger_phrase"):
+        notes.append(f"trigger words: {phrases}")
+    notes.append(f"opens in {formats.opened_by(format, base)}: {format} format")
     return notes
+
+
+def _format_of(content: Adapter) -> str:
+    """The format of the content's file; diffusers' for a schedule's halves and for what peft's has no place for."""
+    if content.format == "peft" and not content.layers:
+        return "diffusers"
+    return content.format or "diffusers"
+
+
+def _base(adapters: Sequence[Adapter], files: Sequence[Path], notes: list[str]) -> str | None:
+    """The base of both, a key of `describe.BASES`: what their metadata says, or else the shapes of their layers.
+
+    Raises
+    ------
+    UserError
+        The files say that they are for different bases.
+    """
+    claims = [describe.claimed(adapter.metadata) for adapter in adapters]
+    if None not in claims and claims[0] != claims[1]:
+        raise UserError(
+            f"{files[0]} says that it is for {claims[0]}, {files[1]} for {claims[1]}: merge adapters of one base model"
+        )
+    linear = [base_models.possible(adapter.layers) for adapter in adapters]
+    for file, claim, names in zip(files, claims, linear, strict=True):
+        if claim and names and claim not in names:
+            notes.append(f"{file}: says that it is for {claim}, but its layers are of {' or '.join(names)}")
+    ours, theirs = (adapter.matrices.keys() for adapter in adapters)
+    shared = len(ours & theirs)
+    if min(len(ours), len(theirs)) > 10 * shared:
+        notes.append(f"only {shared} layers are in both files ({len(ours)} and {len(theirs)}): are they for one base?")
+    shapes = next((name for names in linear for name in names if name in describe.BASES), None)
+    return next(filter(None, claims), shapes)
 
 
 def default_method(options: Mapping[str, Any]) -> str:
