@@ -26,7 +26,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionMode
 from torch import Tensor, nn
 
 from lorarar.device import best_device
-from lorarar.diffusion.backbone import Backbone, Conditioning
+from lorarar.diffusion.backbone import Backbone, Conditioning, LongPrompts
 from lorarar.lora import base_models
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merging.hypernet import HyperNetwork, ends_with
@@ -76,7 +76,7 @@ VAE = {
 class Untold(Backbone):
     """A backbone without text encoders: each prompt is a random vector of its own."""
 
-    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+    def encode_prompts(self, prompts: list[str], long_prompts: LongPrompts = "cut") -> Conditioning:
         rows = [generator(*prompt.encode()) for prompt in prompts]
         embeds, pooled = (
             torch.stack([torch.randn(size, generator=row) for row in rows]) for size in ((77, 2048), (1280,))

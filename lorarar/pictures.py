@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from lorarar.errors import UserError
 from lorarar.files import atomic
@@ -18,6 +19,70 @@ if TYPE_CHECKING:
 
 Picture = npt.NDArray[np.uint8]
 """(height, width, 3), RGB, 0 to 255."""
+
+
+LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
+CAPTIONS = {".txt", ".caption"}
+SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+"""Colour space of a profile -> mode of the pictures that it describes."""
+
+
+def files(folder: Path) -> list[Path]:
+    """Lists the files of a folder of pictures by name, without captions, hidden files and what Windows leaves there."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name.lower() not in LITTER
+        and path.suffix.lower() not in CAPTIONS
+    )
+
+
+def developed(image: Image.Image) -> Image.Image:
+    """Turns a photograph upright, converts it to sRGB by its profile, and makes transparent parts white.
+
+    Raises
+    ------
+    ValueError : more than 8 bits a channel, or the profile is damaged or belongs to pictures of another kind.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ValueError("more than 8 bits a channel; save it with 8")
+    upright = ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile")
+    colours = _srgb(upright, profile) if profile else upright.convert("RGB")
+    if not upright.has_transparency_data:
+        return colours
+    flat = Image.new("RGB", upright.size, "white")
+    flat.paste(colours, mask=upright.convert("RGBA").getchannel("A"))
+    return flat
+
+
+def _srgb(image: Image.Image, content: bytes) -> Image.Image:
+    """Converts the colours of an image from a profile; transparency is left out."""
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(content))
+        if ImageCms.getProfileDescription(profile).startswith("sRGB"):
+            return image.convert("RGB")  # to the bit
+        mode = SPACES[profile.profile.xcolor_space.strip()]
+        if mode != "RGB" and image.mode != mode and (mode, image.mode) != ("L", "LA"):
+            raise ValueError(f"a profile of {mode} in a picture of {image.mode}")
+        target = ImageCms.createProfile("sRGB")
+        intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+        converted = ImageCms.profileToProfile(image.convert(mode), profile, target, intent, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"its colour profile cannot be used ({error}); save it as sRGB") from None
+    assert converted is not None
+    return converted
+
+
+def unread(path: Path) -> str:
+    """Tells what to do about a picture file that Pillow does not know; empty if nothing is known about it."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+        return "HEIC, as iPhones take it, which cannot be read; save it as JPEG"
+    return ""
 
 
 def read(path: Path | str) -> Picture:

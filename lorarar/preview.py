@@ -9,7 +9,7 @@ from typing import Any
 
 from lorarar import pictures, shipped
 from lorarar.data.catalog import Catalog
-from lorarar.diffusion.backbone import Backbone
+from lorarar.diffusion.backbone import Backbone, LongPrompts
 from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
@@ -35,6 +35,7 @@ def show(
     seed: int = 0,
     steps: int = 25,
     guidance: float | None = None,
+    long_prompts: LongPrompts = "cut",
     force: bool = False,
 ) -> list[str]:
     """Merges by each method, and writes its pictures to `<out>/<method>/00.png` and so on, and all to one overview.
@@ -51,6 +52,8 @@ def show(
         Words that the LoRAs were trained on, subject and style together; filled in for examples.
     seed
         Seed of the first picture; the others count up from it.
+    long_prompts
+        See `Backbone.encode_prompts`.
 
     Returns
     -------
@@ -90,7 +93,9 @@ def show(
             bar.set_description(METHODS[method].title)
             for start in range(0, number, 4):
                 seeds = [seed + index for index in range(start, min(start + 4, number))]
-                made += generate(backbone, adapter, prompt, seeds=seeds, steps=steps, guidance=weight)
+                made += generate(
+                    backbone, adapter, prompt, seeds=seeds, steps=steps, guidance=weight, long_prompts=long_prompts
+                )
                 bar.update(len(seeds))
             for index, picture in enumerate(made):
                 pictures.write(out / method / f"{index:02}.png", picture)

@@ -11,6 +11,7 @@ import torch
 from lorarar.device import gain_of_bfloat16
 from lorarar.diffusion import backbone
 from lorarar.diffusion.backbone import Backbone, Conditioning, best_dtype, to_images, to_tensor
+from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
 
@@ -29,6 +30,66 @@ def test_prompts_are_encoded_as_the_pipeline_does(tiny):
     assert torch.equal(conditioning.embeds, embeds) and torch.equal(conditioning.pooled, pooled)
     assert torch.equal(unconditional.embeds, nothing[:1]) and torch.equal(unconditional.pooled, pooled_nothing[:1])
     assert not torch.allclose(embeds[0], embeds[1])
+
+
+SHORT, LONG = "a red dog", " ".join(["a red dog", *["in oil painting style"] * 9])
+
+
+def test_a_prompt_that_is_cut_is_told_once_with_the_words_that_are_lost(tiny_folder, capsys):
+    backbone = Backbone.load(tiny_folder, torch.float32)
+    pipeline, tokenizer = backbone.pipeline, backbone.pipeline.tokenizer
+    backbone.encode_prompts([SHORT])
+    assert not capsys.readouterr().err
+    told = backbone.encode_prompts([LONG])
+    [line] = capsys.readouterr().err.splitlines()
+    kept = tokenizer.decode(tokenizer(LONG, truncation=True)["input_ids"], skip_special_tokens=True)
+    lost = line.partition("left out: '")[2].partition("'")[0]
+    assert f"{kept} {lost}".replace(" ", "") == LONG.replace(" ", "") and lost
+    assert line.startswith("prompt 'a red dog in oil") and f"{tokenizer.model_max_length} tokens" in line
+    backbone.encode_prompts([LONG, LONG, SHORT])
+    assert not capsys.readouterr().err
+    embeds, _, pooled, _ = pipeline.encode_prompt([LONG], device="cpu", do_classifier_free_guidance=False)
+    assert torch.equal(told.embeds, embeds) and torch.equal(told.pooled, pooled)
+
+
+def test_chunks_are_what_the_encoders_say_of_each_and_nothing_is_lost(tiny, capsys):
+    room = tiny.pipeline.tokenizer.model_max_length - 2
+    encoded = tiny.encode_prompts([SHORT, LONG], "chunks")
+    assert not capsys.readouterr().err
+    states = []
+    for tokenizer, encoder in (
+        (tiny.pipeline.tokenizer, tiny.pipeline.text_encoder), (tiny.pipeline.tokenizer_2, tiny.pipeline.text_encoder_2)
+    ):  # fmt: skip
+        words = tokenizer(LONG, add_special_tokens=False)["input_ids"]
+        assert len(words) > 2 * room
+        rows = []
+        for start in range(0, len(words), room):
+            row = [tokenizer.bos_token_id, *words[start : start + room], tokenizer.eos_token_id]
+            rows.append(row + [tokenizer.pad_token_id] * (room + 2 - len(row)))
+        found = encoder(torch.tensor(rows), output_hidden_states=True)
+        states.append(found.hidden_states[-2].flatten(0, 1))
+    torch.testing.assert_close(encoded.embeds[1], torch.cat(states, dim=-1))
+    torch.testing.assert_close(encoded.pooled[1], found.text_embeds[0])
+    alone, nothing = tiny.encode_prompts([SHORT]), tiny.encode_prompts([""])
+    torch.testing.assert_close(encoded.embeds[:1, : room + 2], alone.embeds)
+    torch.testing.assert_close(encoded.embeds[:1, -room - 2 :], nothing.embeds)
+    torch.testing.assert_close(encoded.pooled[:1], alone.pooled)
+
+
+def test_without_long_prompts_the_switch_changes_no_bit(tiny):
+    cut, chunks = tiny.encode_prompts([SHORT]), tiny.encode_prompts([SHORT], "chunks")
+    assert torch.equal(cut.embeds, chunks.embeds) and torch.equal(cut.pooled, chunks.pooled)
+    assert cut.as_long_as(chunks) is cut
+
+
+def test_pictures_follow_the_end_of_a_prompt_in_chunks_only(tiny):
+    def drawn(prompt, how, guidance=3.0):
+        return generate(tiny, None, prompt, seeds=[1], steps=2, guidance=guidance, long_prompts=how)[0]
+
+    other = LONG.removesuffix("oil painting style") + "a red dog"
+    assert np.array_equal(drawn(LONG, "cut"), drawn(other, "cut"))
+    assert not np.array_equal(drawn(LONG, "chunks"), drawn(other, "chunks"))
+    assert not np.array_equal(drawn(LONG, "chunks", 1.0), drawn(other, "chunks", 1.0))
 
 
 def test_conditioning_rows_can_be_taken_and_joined():

@@ -18,7 +18,7 @@ from mirror import Mirror, redirect, silent, status, whole
 from PIL import Image
 
 from lorarar.data.catalog import Catalog
-from lorarar.data.photographs import Measures, Photographs, develop
+from lorarar.data.photographs import Lock, Measures, Photographs, develop
 from lorarar.errors import UserError
 from stages import images
 
@@ -143,7 +143,7 @@ def test_all_that_cannot_be_had_is_told_together_with_where_to_put_it(mirror: Mi
         "subjects/dog8/00": "HTTP 404",
         "subjects/dog8/01": "HTTP 503 (attempt 2 of 2)",
         "subjects/dog8/02": "timed out (attempt 2 of 2)",
-        "subjects/dog8/03": "no whole JPEG, PNG, WEBP picture (",
+        "subjects/dog8/03": "no whole JPEG, PNG, WEBP, AVIF, TIFF picture (",
     }
     for line, (name, reason) in zip(lines, reasons.items(), strict=True):
         told = f"{name}: {address[name]}: " if address[name] else f"{name}: "
@@ -195,6 +195,23 @@ def test_a_download_that_was_damaged_on_disk_comes_again(mirror: Mirror, root: P
     assert file.read_bytes() == picture("styles/glowing/00")
 
 
+def test_the_shipped_lock_knows_all_pictures_of_dreambooth_and_refuses_others(mirror: Mirror, root: Path) -> None:
+    shipped = (ROOT / "data/photographs/photographs.lock").read_bytes()
+    place("photographs.lock", shipped)
+    catalog, loaded = Catalog.load(), photographs(root)
+    lock = Lock.load(loaded.folder / "photographs.lock").entries
+    published_subjects = [catalog.subjects[name] for name in loaded.sources.collections[0].subjects]
+    assert sorted(lock) == sorted(photograph.name for photograph in loaded.wanted(published_subjects, []))
+    assert len(lock) == 158 and len(set(lock.values())) == 158
+    dog8 = loaded.wanted(*published(mirror, loaded, catalog, "dog8"))
+    lines = failure(lambda: loaded.fetch(dog8, mirror.url))
+    assert len(lines) == 5 and all(
+        f"not the picture of before ({len(picture(p.name))} bytes, {lock[p.name][1]} in" in line
+        for line, p in zip(lines, dog8, strict=True)
+    )
+    assert not list(Path(".work").rglob("0*")) and Path("data/photographs/photographs.lock").read_bytes() == shipped
+
+
 def test_a_lock_that_does_not_parse_is_one_clear_line(root: Path) -> None:
     place("photographs.lock", b"abc  styles/glowing/00  12\n")
     (line,) = failure(lambda: photographs(root).fetch([]))
@@ -240,7 +257,8 @@ def test_pictures_placed_by_hand_stand_in_for_those_of_their_number(mirror: Mirr
     catalog, loaded = Catalog.load(), photographs(root)
     subjects, styles = published(mirror, loaded, catalog, "can")
     placed = place("subjects/can/02.png", picture("mine", kind="PNG"))
-    place("subjects/can/.DS_Store", b"not a picture")
+    for litter in (".DS_Store", "Thumbs.db", "desktop.ini", "02.txt"):
+        place(f"subjects/can/{litter}", b"not a picture")
     files = loaded.fetch(loaded.wanted(subjects, styles), mirror.url)
     assert files["subjects/can/02"] == placed and len(mirror.asked) == 5
 
@@ -291,13 +309,14 @@ def bomb(side: int) -> bytes:
     [
         (bomb(60000), "more than 1 million pixels; reduce it"),
         (bomb(2000), "2000 x 2000 pixels, more than 1 million; reduce it"),
-        (bomb(100), "no whole JPEG, PNG, WEBP picture ("),
+        (bomb(100), "no whole JPEG, PNG, WEBP, AVIF, TIFF picture ("),
         (picture("thumbnail", (31, 99)), "31 x 99 pixels, its smaller side must have 32"),
-        (picture("cut")[:1000], "no whole JPEG, PNG, WEBP picture ("),
-        (picture("tiff", kind="TIFF"), "no whole JPEG, PNG, WEBP picture;"),
-        (b"", "no whole JPEG, PNG, WEBP picture;"),
+        (picture("cut")[:1000], "no whole JPEG, PNG, WEBP, AVIF, TIFF picture ("),
+        (picture("gif", kind="GIF"), "no whole JPEG, PNG, WEBP, AVIF, TIFF picture;"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "HEIC, as iPhones take it, which cannot be read; save it"),
+        (b"", "no whole JPEG, PNG, WEBP, AVIF, TIFF picture;"),
     ],
-    ids=["bomb", "too large", "hollow", "thumbnail", "cut", "TIFF", "empty"],
+    ids=["bomb", "too large", "hollow", "thumbnail", "cut", "GIF", "HEIC", "empty"],
 )
 def test_what_is_no_picture_of_the_right_measures_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     file = tmp_path / "00.jpg"
@@ -320,6 +339,75 @@ def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
     Image.fromarray(lying).save(tmp_path / "a.png", exif=exif)
     upright = develop(tmp_path / "a.png", MEASURES)
     assert upright.shape == (60, 40, 3) and (upright[:30] == 255).all() and (upright[30:] == 0).all()
+
+
+def matrix_profile(name: str, columns: tuple[tuple[float, float, float], ...]) -> bytes:
+    """An ICC profile of sRGB's curve and the given primaries (XYZ of red, green and blue under D50)."""
+
+    def fixed(*numbers: float) -> bytes:
+        return b"".join(struct.pack(">i", round(number * 65536)) for number in numbers)
+
+    text = name.encode("utf-16-be")
+    words = b"mluc" + bytes(4) + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(text), 28) + text
+    curve = b"para" + bytes(4) + struct.pack(">HH", 3, 0) + fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    white = b"XYZ " + bytes(4) + fixed(0.9642, 1.0, 0.8249)
+    tags = {b"desc": words, b"cprt": words, b"wtpt": white}
+    for letter, column in zip((b"r", b"g", b"b"), columns, strict=True):
+        tags[letter + b"XYZ"], tags[letter + b"TRC"] = b"XYZ " + bytes(4) + fixed(*column), curve
+    table, body, start = b"", b"", 128 + 4 + 12 * len(tags)
+    for tag, content in tags.items():
+        table += tag + struct.pack(">II", start + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    head = struct.pack(
+        ">I4sI4s4s4s12s4s", start + len(body), b"", 0x04300000, b"mntr", b"RGB ", b"XYZ ", bytes(12), b"acsp"
+    )
+    head += bytes(28) + fixed(0.9642, 1.0, 0.8249)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
+
+
+def srgb_of_p3(colour: tuple[int, int, int]) -> np.ndarray:
+    """What a Display P3 colour is in sRGB, from the definitions."""
+    c = np.array(colour) / 255
+    light = np.linalg.solve(
+        np.transpose(SRGB), np.transpose(P3) @ np.where(c > 0.04045, ((c + 0.055) / 1.055) ** 2.4, c / 12.92)
+    )
+    light = light.clip(0, 1)
+    return 255 * np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "AVIF", "WEBP"])
+@pytest.mark.parametrize("colour", [(200, 60, 60), (60, 180, 90), (128, 128, 128)])
+def test_colours_are_converted_from_the_pictures_own_profile(tmp_path: Path, kind: str, colour: tuple) -> None:
+    exact = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": "4:4:4"} if kind == "AVIF" else {}
+    file = tmp_path / "phone.bin"
+    Image.new("RGB", (40, 40), colour).save(file, kind, icc_profile=matrix_profile("Display P3", P3), **exact)
+    shown = develop(file, MEASURES)[20, 20].astype(int)
+    assert np.abs(shown - srgb_of_p3(colour)).max() <= 2, shown
+    assert np.abs(np.array((200, 60, 60)) - srgb_of_p3((200, 60, 60))).max() > 14, "the test can fail"
+
+
+def test_a_profile_keeps_transparency_and_grey_and_an_srgb_picture_keeps_its_bits(tmp_path: Path) -> None:
+    sticker = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    sticker.paste((200, 60, 60, 255), (10, 10, 30, 30))
+    sticker.save(tmp_path / "sticker.png", icc_profile=matrix_profile("Display P3", P3))
+    shown = develop(tmp_path / "sticker.png", MEASURES)
+    assert (shown[0, 0] == 255).all() and np.abs(shown[20, 20] - srgb_of_p3((200, 60, 60))).max() <= 1
+    Image.new("L", (40, 40), 90).save(tmp_path / "grey.png", icc_profile=matrix_profile("Display P3", P3))
+    assert np.abs(develop(tmp_path / "grey.png", MEASURES).astype(int) - 90).max() <= 1
+    noise = Image.open(io.BytesIO(picture("noise", kind="PNG")))
+    noise.save(tmp_path / "same.png", icc_profile=matrix_profile("sRGB IEC61966-2.1", SRGB))
+    assert np.array_equal(develop(tmp_path / "same.png", MEASURES), np.asarray(noise))
+
+
+@pytest.mark.parametrize("profile", [b"no profile" * 20, matrix_profile("odd", P3).replace(b"RGB XYZ ", b"CMYKXYZ ")])
+def test_a_profile_that_does_not_fit_is_one_clear_line(tmp_path: Path, profile: bytes) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "odd.png", icc_profile=profile)
+    (line,) = failure(lambda: develop(tmp_path / "odd.png", MEASURES))
+    assert "odd.png: its colour profile cannot be used (" in line and "; save it as sRGB; replace it" in line
 
 
 def test_large_pictures_are_reduced_and_others_kept_as_they_are(tmp_path: Path) -> None:

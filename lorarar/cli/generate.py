@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -46,6 +46,10 @@ def run(
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance scale; default: 1.5 for pocket, 7.5 for other bases.")
     ] = None,
+    long_prompts: Annotated[
+        Literal["cut", "chunks"],
+        typer.Option(help="A prompt of more than 75 tokens: cut it with a warning, or encode it in chunks of 75."),
+    ] = "cut",
     force: Force = False,
 ) -> None:
     """Merge two LoRAs and draw pictures with the result. Examples are the miniature's test subjects and styles."""
@@ -63,6 +67,7 @@ def run(
         seed=seed,
         steps=steps,
         guidance=guidance,
+        long_prompts=long_prompts,
         force=force,
     )
     for note in notes:

@@ -34,7 +34,8 @@ def run(
             "--set",
             "-s",
             metavar="NAME=VALUE",
-            help="Option of the judge. A server has model, key_variable, concurrency, timeout and longest_side; "
+            help="Option of the judge. A server has model, key_variable, concurrency, timeout, longest_side, "
+            "max_tokens (a model that thinks needs some 4096), temperature and max_unanswered; "
             "a critic has longest_side, four_bit, device_map and revision.",
         ),
     ] = None,

@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import yaml
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from tqdm import tqdm
 
+from lorarar import pictures
 from lorarar.data.catalog import Style, Subject
 from lorarar.data.download import Downloader, Manners, Refused
 from lorarar.errors import UserError
@@ -29,7 +30,7 @@ from lorarar.pictures import Picture
 MIRROR = "LORARAR_MIRROR"
 """Environment variable: an address to download from in place of all others."""
 ADDRESS = re.compile(r"https?://[\w.-]")
-FORMATS = ("JPEG", "PNG", "WEBP")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF")
 
 
 class Section(BaseModel):
@@ -206,8 +207,9 @@ class Photographs:
         rows += [(style.name, "1", *self._credit(style)) for style in styles]
         lines = [
             "# Whose these pictures are",
-            "They belong to those who made them, and were only turned upright and reduced. Sources: `data/styles.csv`,",
-            f"`{self.folder / 'sources.yaml'}`; checksums of the originals: `{self.folder / 'photographs.lock'}`.",
+            "They belong to those who made them, and were only turned upright, converted to sRGB and reduced. Sources:",
+            f"`data/styles.csv`, `{self.folder / 'sources.yaml'}`; checksums of the originals: "
+            f"`{self.folder / 'photographs.lock'}`.",
             "",
             "| | pictures | by | from | license |",
             "| --- | ---: | --- | --- | --- |",
@@ -295,7 +297,7 @@ class Photographs:
     def _placed(self, place: str, number: int) -> dict[int, Path]:
         """Pictures placed by hand: a full folder in the order of its names, otherwise those that are numbered."""
         folder = self.folder / place
-        files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+        files = pictures.files(folder) if folder.is_dir() else []
         if len(files) == number:
             return dict(enumerate(files))
         found: dict[int, Path] = {}
@@ -311,7 +313,7 @@ class Photographs:
 
 
 def develop(path: Path, measures: Measures) -> Picture:
-    """Reads a photograph: turned upright, RGB, transparent parts white, reduced to the longest side.
+    """Reads a photograph: turned upright, sRGB, transparent parts white, reduced to the longest side.
 
     Raises
     ------
@@ -332,18 +334,12 @@ def _decode(path: Path, measures: Measures) -> Image.Image:
                 raise ValueError(f"{width} x {height} pixels, more than {measures.megapixels} million; reduce it")
             if min(width, height) < measures.smallest_side:
                 raise ValueError(f"{width} x {height} pixels, its smaller side must have {measures.smallest_side}")
-            if image.mode.startswith(("I", "F")):
-                raise ValueError("more than 8 bits a channel; save it with 8")
-            upright = ImageOps.exif_transpose(image)
-            flat = Image.new("RGB", upright.size, "white")
-            if upright.has_transparency_data:
-                layers = upright.convert("RGBA")
-                flat.paste(layers, mask=layers)
-            else:
-                flat.paste(upright.convert("RGB"))
+            flat = pictures.developed(image)
     except Image.DecompressionBombError:
         raise ValueError(f"more than {measures.megapixels} million pixels; reduce it") from None
     except (OSError, SyntaxError, EOFError) as error:
+        if isinstance(error, Image.UnidentifiedImageError) and (advice := pictures.unread(path)):
+            raise ValueError(advice) from None
         reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
         raise ValueError(f"no whole {', '.join(FORMATS)} picture{reason}") from None
     flat.thumbnail((measures.longest_side, measures.longest_side), Image.Resampling.LANCZOS)

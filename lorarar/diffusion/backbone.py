@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from lorarar.device import best_device, gain_of_bfloat16
 from lorarar.diffusion import hub
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
+
+LongPrompts = Literal["cut", "chunks"]
+"""What becomes of a prompt that is longer than the text encoders take, see `Backbone.encode_prompts`."""
 
 
 def best_dtype(training: bool = False) -> tuple[torch.dtype, str]:
@@ -62,6 +66,11 @@ class Conditioning:
         """Some rows: a slice, a list or a tensor of indices."""
         return Conditioning(self.embeds[rows], self.pooled[rows])
 
+    def as_long_as(self, other: Conditioning) -> Conditioning:
+        """The same rows with their T tokens as often as `other` has them: T divides its number of tokens."""
+        times = other.embeds.shape[1] // self.embeds.shape[1]
+        return self if times == 1 else Conditioning(self.embeds.repeat(1, times, 1), self.pooled)
+
     def __add__(self, other: Conditioning) -> Conditioning:
         """The rows of both, one after the other."""
         return Conditioning(torch.cat([self.embeds, other.embeds]), torch.cat([self.pooled, other.pooled]))
@@ -84,6 +93,7 @@ class Backbone:
         for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
             module.requires_grad_(False).eval()
         # Samplers such as Euler add noise in units of their own; UNets are trained with DDPM's.
+        self._told: set[str] = set()
         self._forward_process = DDPMScheduler.from_config(pipeline.scheduler.config)
 
     @classmethod
@@ -138,9 +148,28 @@ class Backbone:
         return self.unet.config.in_channels, size, size
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        """Encode prompts by both text encoders, one row for each."""
-        with self._awake(self.pipeline.text_encoder, self.pipeline.text_encoder_2):
+    def encode_prompts(self, prompts: list[str], long_prompts: LongPrompts = "cut") -> Conditioning:
+        """Encodes prompts by both text encoders, one row for each.
+
+        Parameters
+        ----------
+        long_prompts
+            Text encoders take a fixed number of tokens, 77 with SDXL: 75 between two marks. `cut` leaves out the rest
+            of a longer prompt, as diffusers does, and tells so on stderr once. `chunks` encodes every 75 tokens apart
+            and joins the hidden states, T = 77 for each; the projection is that of the first.
+        """
+        lost = {prompt: words for prompt in prompts if (words := self._lost(prompt))}
+        if lost and long_prompts == "chunks":
+            return self._encode_chunks(prompts)
+        for prompt in lost.keys() - self._told:
+            tokens = self.pipeline.tokenizer.model_max_length
+            print(
+                f"prompt {' '.join(prompt.split())[:40]!r}: longer than the text encoders' {tokens} tokens; "
+                f"left out: {lost[prompt]!r}; shorten it, or encode long prompts in chunks",
+                file=sys.stderr,
+            )
+            self._told.add(prompt)
+        with self._awake(self.pipeline.text_encoder, self.pipeline.text_encoder_2), _quiet(bool(lost)):
             embeds, _, pooled, _ = self.pipeline.encode_prompt(
                 prompts, device=self.device, do_classifier_free_guidance=False
             )
@@ -152,6 +181,30 @@ class Backbone:
         with self._awake(self.pipeline.text_encoder, self.pipeline.text_encoder_2):
             _, embeds, _, pooled = self.pipeline.encode_prompt("", device=self.device, do_classifier_free_guidance=True)
         return Conditioning(embeds, pooled)
+
+    def _lost(self, prompt: str) -> str:
+        """The end of a prompt that the text encoders do not see; empty if they see all."""
+        ends = []
+        for tokenizer in (self.pipeline.tokenizer, self.pipeline.tokenizer_2):
+            rest = _words(tokenizer, prompt)[tokenizer.model_max_length - 2 :]
+            ends.append(tokenizer.decode(rest).strip())
+        return max(ends, key=len)
+
+    def _encode_chunks(self, prompts: list[str]) -> Conditioning:
+        """Encodes prompts in as many chunks as the longest needs; shorter prompts end with empty chunks."""
+        tokenizers = self.pipeline.tokenizer, self.pipeline.tokenizer_2
+        encoders = self.pipeline.text_encoder, self.pipeline.text_encoder_2
+        chunked = [[_chunks(tokenizer, prompt) for prompt in prompts] for tokenizer in tokenizers]
+        number = max(len(chunks) for rows in chunked for chunks in rows)
+        states = []
+        with self._awake(*encoders):
+            for tokenizer, encoder, rows in zip(tokenizers, encoders, chunked, strict=True):
+                empty = _chunks(tokenizer, "")
+                full = torch.tensor([chunks + empty * (number - len(chunks)) for chunks in rows], device=self.device)
+                encoded = encoder(full.flatten(0, 1), output_hidden_states=True)
+                states.append(encoded.hidden_states[-2].unflatten(0, (len(prompts), number)).flatten(1, 2))
+        embeds = torch.cat(states, dim=-1).to(self.pipeline.text_encoder_2.dtype)
+        return Conditioning(embeds, encoded.text_embeds.unflatten(0, (len(prompts), number))[:, 0])
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
@@ -290,6 +343,31 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         for library in libraries:
             library.enable_progress_bar()
+
+
+@contextmanager
+def _quiet(on: bool) -> Iterator[None]:
+    """Within the block, if `on`, diffusers does not warn: it would say the same again."""
+    level = diffusers_log.get_verbosity()
+    if on:
+        diffusers_log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_log.set_verbosity(level)
+
+
+def _words(tokenizer: Any, prompt: str) -> list[int]:
+    """All tokens of a prompt, without marks at its ends."""
+    return tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+
+
+def _chunks(tokenizer: Any, prompt: str) -> list[list[int]]:
+    """Tokens of a prompt in rows of the tokenizer's length, each between marks and filled up; at least one row."""
+    words, room = _words(tokenizer, prompt), tokenizer.model_max_length - 2
+    parts = [words[start : start + room] for start in range(0, max(len(words), 1), room)]
+    rows = [[tokenizer.bos_token_id, *part, tokenizer.eos_token_id] for part in parts]
+    return [row + [tokenizer.pad_token_id] * (room + 2 - len(row)) for row in rows]
 
 
 def _at_once(pixels: int) -> int:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from lorarar.diffusion.backbone import Backbone, Conditioning, to_images
+from lorarar.diffusion.backbone import Backbone, Conditioning, LongPrompts, to_images
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
 from lorarar.merging.klora import Schedule
@@ -24,6 +24,7 @@ def generate(
     steps: int = 50,
     guidance: float = 7.5,
     batch_size: int = 4,
+    long_prompts: LongPrompts = "cut",
 ) -> list[np.ndarray]:
     """Sample one image for each seed, with classifier-free guidance and the pipeline's own scheduler.
 
@@ -35,6 +36,8 @@ def generate(
         Weight of the prompt; 1 or less is sampling without guidance, in half the time.
     batch_size
         Images sampled at a time. Each image's noise comes from its own seed, whatever the batch.
+    long_prompts
+        See `Backbone.encode_prompts`.
 
     Returns
     -------
@@ -46,9 +49,9 @@ def generate(
     UserError
         An image is black all over or not of numbers, as they become where a dtype overflows.
     """
-    conditioning = backbone.encode_prompts([prompt])
+    conditioning = backbone.encode_prompts([prompt], long_prompts)
     if guidance > 1:
-        conditioning = backbone.encode_nothing() + conditioning
+        conditioning = backbone.encode_nothing().as_long_as(conditioning) + conditioning
     images = []
     schedule = adapter if isinstance(adapter, Schedule) else None
     with backbone.applied(adapter) if isinstance(adapter, Adapter) else nullcontext():

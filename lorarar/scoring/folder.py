@@ -157,26 +157,26 @@ def summarise(columns: Mapping[str, list[Any]]) -> dict[str, float]:
 def read_pictures(path: Path) -> dict[str, Picture]:
     """Reads the pictures of a folder by name, in order; a single file is a folder of one.
 
-    They are turned upright as EXIF says. Hidden files and subfolders are skipped.
+    They are turned upright, and become sRGB on white. Captions, hidden files and subfolders are skipped.
 
     Raises
     ------
     UserError : there is no picture, or a file is no picture.
     """
     from PIL import Image as PilImage
-    from PIL import ImageOps
+
+    from lorarar.pictures import developed, files, unread
 
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     pictures = {}
-    for file in files:
-        if file.name.startswith("."):
-            continue
+    for file in files(path) if path.is_dir() else [path]:
         try:
             with PilImage.open(file) as image:
-                pictures[file.name] = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                pictures[file.name] = np.asarray(developed(image))
         except (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError) as error:
+            if isinstance(error, PilImage.UnidentifiedImageError) and (advice := unread(file)):
+                raise UserError(f"{file}: {advice}") from None
             reason = " ".join(str(error).split())
             raise UserError(f"{file}: not a picture ({reason}); convert it, or move it elsewhere") from None
     if not pictures:

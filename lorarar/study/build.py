@@ -119,9 +119,10 @@ def build(
     known = [(m, row) for m in ([checks_from] if checks_from else methods) for pair in chosen for row in rows[m][pair]]
     right = [(method, row) for method, row in known if row.right]
     random.shuffle(right)
+    one_subject = len({subject for subject, _ in chosen}) == 1
     one_each = {(row.subject, row.style): (method, row) for method, row in right}
     for method, row in list(one_each.values())[:checks]:
-        wrong = [(m, r) for m, r in right if r.subject != row.subject and r.style != row.style]
+        wrong = [(m, r) for m, r in right if (r.subject != row.subject or one_subject) and r.style != row.style]
         if wrong:
             both_options = (option(method, row), option(*random.choice(wrong)))
             items.append(Item(kind="check", subject=row.subject, style=row.style, options=both_options))
@@ -171,12 +172,22 @@ def _pairs(rows: dict[str, dict[Pair, list[Row]]], methods: Sequence[str], names
 
 
 def _example(right, known, option) -> Item:
-    """Two images in one style, the second with the right subject, as in Figure A4."""
+    """Two images in one style, the second with the right subject, as in Figure A4.
+
+    A study of one subject shows it twice, first in another style.
+    """
     for method, row in right:
         for other, wrong in known:
             if wrong.style_yes and wrong.style == row.style and wrong.subject != row.subject:
                 options = (option(other, wrong), option(method, row))
                 return Item(kind="check", subject=row.subject, style=row.style, options=options)
+    for method, row in right:
+        for other, wrong in known:
+            same = wrong.subject == row.subject and wrong.subject_yes
+            if same and (wrong.style != row.style or not wrong.style_yes):
+                options = (option(other, wrong), option(method, row))
+                return Item(kind="check", subject=row.subject, style=row.style, options=options)
     raise NothingToCompare(
-        "the worked example needs two subjects in one style, one accepted by the judge; see --checks-from"
+        "the worked example needs two subjects in one style, or one subject in two, that the judge accepts; see "
+        "--checks-from"
     )

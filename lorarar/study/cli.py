@@ -91,12 +91,21 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    completion_code: Annotated[
+        str | None, typer.Option(help="Code that a rater of a panel, such as MTurk's, gets at the end.")
+    ] = None,
+    completion_link: Annotated[
+        str | None, typer.Option(help="Address that a rater of a panel, such as Prolific's, goes back to at the end.")
+    ] = None,
 ) -> None:
-    """Serve a study until Ctrl-C. Every vote is on disk before it is acknowledged."""
+    """Serve a study until Ctrl-C. Every vote is on disk before it is acknowledged.
+
+    A proxy may serve it under any path. Identifiers of Prolific and MTurk in a rater's address are kept with the rater.
+    """
     from lorarar.study.manifest import Study
     from lorarar.study.server import serve
 
-    serve(Study.load(study), host, port)
+    serve(Study.load(study), host, port, completion_code, completion_link)
 
 
 @app.command(epilog="Example: `lorarar study results mine --out results/mine`")

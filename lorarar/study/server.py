@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import secrets
 import socket
 import sqlite3
 from collections import Counter
 from functools import cache
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -21,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorarar.errors import UserError
 from lorarar.study.manifest import Item, Study, spoken
-from lorarar.study.storage import Ballot, Refusal, Storage
+from lorarar.study.storage import PANEL, Ballot, Refusal, Storage
 from lorarar.study.votes import as_csv, as_json
 
 LARGEST = 2048
@@ -78,7 +81,8 @@ def create_app(study: Study, storage: Storage) -> FastAPI:
 
     It runs in one thread: the database needs well below a millisecond for a vote, and nothing needs a lock.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # Starlette's own redirects name the host, which a proxy hides.
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_middleware(Guard)
     pages = files("lorarar.study") / "pages"
     static = {page.name: page.read_bytes() for page in pages.iterdir() if Path(page.name).suffix in TYPES}
@@ -87,7 +91,7 @@ def create_app(study: Study, storage: Storage) -> FastAPI:
 
     @app.get("/")
     async def root() -> Response:
-        return _page("message.html", 404, message="There is nothing here. Use the link that was sent to you.")
+        return _page("message.html", 404, top="", message="There is nothing here. Use the link that was sent to you.")
 
     @app.get("/static/{name}")
     async def resource(name: str) -> Response:
@@ -104,12 +108,27 @@ def create_app(study: Study, storage: Storage) -> FastAPI:
         return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=86400, immutable"})
 
     @app.get("/r/{token}")
-    async def rater(token: str) -> Response:
+    async def rater(token: str, request: Request) -> Response:
         try:
-            storage.rater(token)
+            storage.enrol(storage.rater(token), request.query_params)
         except Refusal as refusal:
             return _page("message.html", refusal.status, message=refusal)
         return HTMLResponse(page)
+
+    @app.get("/join/{key}")
+    async def join(key: str, request: Request) -> Response:
+        try:
+            if not secrets.compare_digest(key.encode(), storage.key.encode()):
+                raise Refusal(404, "This link is not known. Check that it was copied as a whole, or ask who sent it.")
+            return _lead(f"../r/{storage.join(request.query_params).token}", "")
+        except Refusal as refusal:
+            return _page("message.html", refusal.status, message=refusal)
+
+    @app.get("/r/{token}/")
+    @app.get("/admin/{token}/")
+    @app.get("/join/{token}/")
+    async def trimmed(token: str, request: Request) -> Response:
+        return _lead(f"../{quote(token)}", request.url.query)
 
     @app.get("/api/{token}")
     async def state(token: str) -> dict[str, Any]:
@@ -122,8 +141,11 @@ def create_app(study: Study, storage: Storage) -> FastAPI:
                 _shown(study, items[slot.item], slot.swapped)
                 | {"choice": answer and answer.choice, "revision": answer.revisions if answer else 0}
             )
-        example = _shown(study, study.manifest.example, False)
-        return {"finished": who.finished is not None, "example": example, "slots": slots}
+        explained = study.manifest.example
+        wrong = "style" if explained.options[0].subject == explained.subject else "subject"
+        example = _shown(study, explained, False) | {"wrong": wrong}
+        ending = storage.ending if who.finished is not None else {}
+        return {"finished": who.finished is not None, "example": example, "slots": slots, **ending}
 
     @app.post("/api/{token}/vote")
     async def vote(token: str, ballot: Ballot) -> dict[str, Any]:
@@ -133,7 +155,7 @@ def create_app(study: Study, storage: Storage) -> FastAPI:
     @app.post("/api/{token}/finish")
     async def finish(token: str) -> dict[str, Any]:
         storage.finish(token)
-        return {"finished": True}
+        return {"finished": True, **storage.ending}
 
     @app.get("/admin/{token}")
     async def admin(token: str) -> Response:
@@ -144,6 +166,11 @@ def create_app(study: Study, storage: Storage) -> FastAPI:
     async def votes_csv(token: str) -> Response:
         _admit(storage, token)
         return PlainTextResponse(as_csv(storage.votes()), media_type="text/csv", headers=_attached("votes.csv"))
+
+    @app.get("/admin/{token}/raters.csv")
+    async def raters_csv(token: str) -> Response:
+        _admit(storage, token)
+        return PlainTextResponse(_raters(storage), media_type="text/csv", headers=_attached("raters.csv"))
 
     @app.get("/admin/{token}/votes.json")
     async def votes_json(token: str) -> Response:
@@ -177,14 +204,17 @@ def create_app(study: Study, storage: Storage) -> FastAPI:
     return app
 
 
-def serve(study: Study, host: str, port: int) -> None:
-    """Serve a study until Ctrl-C.
+def serve(
+    study: Study, host: str, port: int, completion_code: str | None = None, completion_link: str | None = None
+) -> None:
+    """Serves a study until Ctrl-C; the code and the link are for raters at the end, and are kept with the study.
 
     Raises
     ------
-    UserError : the address cannot be used, or the database belongs to another study.
+    UserError : the address cannot be used, the link is none, or the database belongs to another study.
     """
     storage = Storage(study)
+    storage.end_with(completion_code, completion_link)
     try:
         listener = socket.create_server((host, port), backlog=512)
     except OSError as error:
@@ -193,6 +223,7 @@ def serve(study: Study, host: str, port: int) -> None:
     waiting = "" if storage.raters() else "; `lorarar study invite` makes links for raters"
     print(f"{study.folder}: {len(study.manifest.items)} comparisons at {place}{waiting}", flush=True)
     print(f"progress and export: {place}/admin/{storage.admin}", flush=True)
+    print(f"one link for all of a panel: {place}/join/{storage.key}?PROLIFIC_PID=... or ?workerId=...", flush=True)
     config = uvicorn.Config(
         create_app(study, storage), log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30
     )
@@ -222,7 +253,8 @@ def _progress(study: Study, storage: Storage, token: str) -> Response:
     for rater in storage.raters():
         answered = len(storage.answers(rater))
         state = "finished" if rater.finished is not None else "under way" if answered else "not begun"
-        raters.append((rater.name, answered, len(storage.slots(rater)), state))
+        known_as = " ".join(f"{name}={value}" for name, value in storage.panel(rater).items())
+        raters.append((rater.name, answered, len(storage.slots(rater)), state, known_as))
     votes = Counter((vote.subject, vote.style, vote.methods) for vote in storage.votes() if vote.kind == "pair")
     comparisons = []
     for item in study.manifest.items:
@@ -245,8 +277,25 @@ def _templates() -> Environment:
     return Environment(loader=PackageLoader("lorarar.study", "pages"), autoescape=True, undefined=StrictUndefined)
 
 
-def _page(name: str, status: int = 200, **values: Any) -> Response:
-    return HTMLResponse(_templates().get_template(name).render(values), status)
+def _page(name: str, status: int = 200, top: str = "../", **values: Any) -> Response:
+    """A page; `top` leads from its address to the study's, without the path that a proxy puts in front."""
+    return HTMLResponse(_templates().get_template(name).render(values, top=top), status)
+
+
+def _lead(where: str, query: str) -> Response:
+    """A redirect to an address that is relative to the page's."""
+    return Response(status_code=307, headers={"Location": f"{where}?{query}" if query else where})
+
+
+def _raters(storage: Storage) -> str:
+    """A table of the raters with the identifiers that their panel gave them."""
+    file = StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["rater", *PANEL, "finished"])
+    for rater in storage.raters():
+        known = storage.panel(rater)
+        writer.writerow([rater.name, *(known.get(name, "") for name in PANEL), int(rater.finished is not None)])
+    return file.getvalue()
 
 
 def _error(status: int, message: str) -> Response:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,10 @@ CREATE TABLE IF NOT EXISTS slots (
     rater TEXT NOT NULL REFERENCES raters, position INTEGER NOT NULL, item INTEGER NOT NULL, swapped INTEGER NOT NULL,
     repeat INTEGER NOT NULL, PRIMARY KEY (rater, position)
 ) STRICT;
+-- What a panel such as Prolific calls a rater.
+CREATE TABLE IF NOT EXISTS panel (
+    rater TEXT NOT NULL REFERENCES raters, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (rater, name)
+) STRICT;
 -- A changed answer is a further revision; the last one counts.
 CREATE TABLE IF NOT EXISTS votes (
     rater TEXT NOT NULL, position INTEGER NOT NULL, revision INTEGER NOT NULL, choice TEXT NOT NULL,
@@ -34,6 +39,17 @@ CREATE TABLE IF NOT EXISTS votes (
     FOREIGN KEY (rater, position) REFERENCES slots
 ) STRICT;
 """
+
+
+PANEL = ("PROLIFIC_PID", "STUDY_ID", "SESSION_ID", "workerId", "assignmentId", "hitId")
+"""Names under which Prolific and MTurk put their identifiers into a rater's address."""
+PERSONS = ("PROLIFIC_PID", "workerId")
+"""Those that name a person."""
+PREVIEW = "ASSIGNMENT_ID_NOT_AVAILABLE"
+"""MTurk's assignmentId while a worker only looks at a task."""
+IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,80}")
+ENDS = ("completion_code", "completion_link")
+"""Facts that a rater is shown at the end, where the study has them."""
 
 
 class Refusal(Exception):
@@ -107,6 +123,7 @@ class Storage:
                 facts = "INSERT OR IGNORE INTO facts VALUES (?, ?)"
                 self.database.execute(facts, ("manifest", study.digest))
                 self.database.execute(facts, ("admin", secrets.token_urlsafe(24)))
+                self.database.execute(facts, ("join", secrets.token_urlsafe(18)))
         except sqlite3.DatabaseError as error:
             raise UserError(f"{self.path}: cannot be used as a database of votes ({error})") from None
         if self._fact("manifest") != study.digest:
@@ -117,6 +134,11 @@ class Storage:
     def admin(self) -> str:
         """Token of the admin page."""
         return self._fact("admin")
+
+    @property
+    def key(self) -> str:
+        """Token of the link that a whole panel gets."""
+        return self._fact("join")
 
     def close(self) -> None:
         self.database.close()
@@ -170,6 +192,74 @@ class Storage:
             day = datetime.fromtimestamp(rater.expires, UTC).date().isoformat()
             raise Refusal(410, f"This link expired on {day}. Your answers until then are kept.")
         return rater
+
+    def enrol(self, rater: Rater, given: Mapping[str, str]) -> None:
+        """Keeps a panel's identifiers of a rater, the first ones that the rater came with.
+
+        Raises
+        ------
+        Refusal : an identifier has characters that none has, or the link was opened by another member of the panel.
+        """
+        found = {name: given[name] for name in PANEL if given.get(name, PREVIEW) not in ("", PREVIEW)}
+        for name, value in found.items():
+            if not IDENTIFIER.fullmatch(value):
+                raise Refusal(422, f"{name} in this link is not an identifier. Open the link from the panel's page.")
+        known = self.panel(rater)
+        for name in PERSONS:
+            if known.get(name, found.get(name)) != found.get(name, known.get(name)):
+                raise Refusal(403, "This link belongs to another person. Open the one that the panel gave you.")
+        new = [(rater.name, name, value) for name, value in found.items() if name not in known]
+        if new:
+            with self._transaction():
+                self.database.executemany("INSERT OR IGNORE INTO panel VALUES (?, ?, ?)", new)
+
+    def join(self, given: Mapping[str, str]) -> Rater:
+        """The rater of a panel's member: the one that the member was before, or a free one among those invited.
+
+        Raises
+        ------
+        Refusal : the member has no identifier, or nobody is free.
+        """
+        persons = [(name, given[name]) for name in PERSONS if given.get(name)]
+        if not persons:
+            raise Refusal(422, "This link needs the panel's identifier of you. Open it from the panel's page.")
+        known = self._all("SELECT rater FROM panel WHERE name = ? AND value = ?", *persons[0])
+        taken = "SELECT rater FROM panel UNION SELECT rater FROM votes"
+        free = f"SELECT name FROM raters WHERE expires > ? AND name NOT IN ({taken}) ORDER BY name LIMIT 1"
+        row = next(iter(known or self._all(free, time.time())), None)
+        if row is None:
+            raise Refusal(410, "All places in this study are taken.")
+        rater = next(rater for rater in self.raters() if rater.name == row[0])
+        self.enrol(rater, given)
+        return rater
+
+    def panel(self, rater: Rater) -> dict[str, str]:
+        """Identifiers of a rater by their names in `PANEL`."""
+        return dict(self._all("SELECT name, value FROM panel WHERE rater = ? ORDER BY rowid", rater.name))
+
+    @property
+    def ending(self) -> dict[str, str]:
+        """Completion code and link, where the study has them."""
+        rows = self._all("SELECT name, value FROM facts WHERE name IN (?, ?)", *ENDS)
+        return {name.removeprefix("completion_"): value for name, value in rows}
+
+    def end_with(self, code: str | None, link: str | None) -> None:
+        """Sets the code or link that raters get when they have finished; None leaves it as it is.
+
+        Raises
+        ------
+        UserError : the link is no https address, or the code holds characters that none has.
+        """
+        if link is not None and not re.fullmatch(r"https://[\w.-]+(?::\d+)?/[^\s\"<>]*", link):
+            raise UserError(
+                f"--completion-link {link}: not an address; give one as https://app.prolific.com/submissions/..."
+            )
+        if code is not None and not IDENTIFIER.fullmatch(code):
+            raise UserError(f"--completion-code {code}: use letters, digits, - and _, such as C1A2B3C4")
+        with self._transaction():
+            for name, value in zip(ENDS, (code, link), strict=True):
+                if value is not None:
+                    self.database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
     def slots(self, rater: Rater) -> list[Slot]:
         """The rater's sequence, position by position."""

@@ -26,6 +26,7 @@ class Teller:
         self.prompts = prompts
         self.fail_at = fail_at
         self.answers = answers
+        self.max_unanswered = 0.5
         self.asked = []
 
     def answer(self, questions):
@@ -121,10 +122,28 @@ CachedJudge(Killed(), {str(tmp_path)!r}, batch_size=2).answer(questions(6))
 
 def test_unanswered_questions_are_asked_again(tmp_path):
     silent = Teller(answers=Verdict(None, 0.4))
+    silent.max_unanswered = 1.0
     assert CachedJudge(silent, tmp_path).answer(questions(2)) == [Verdict(None, 0.4)] * 2
     teller = Teller()
     CachedJudge(teller, tmp_path).answer(questions(2))
     assert len(teller.asked) == 2
+
+
+def test_a_judge_that_does_not_answer_is_an_error_after_its_first_questions(tmp_path):
+    silent = Teller(answers=Verdict(None, why="text 'Hm.'"))
+    asked = [replace(question, style_words=f"oil {i}") for i in range(8) for question in questions()]
+    with pytest.raises(UserError, match=r"teller: neither yes nor no to 8 of the first 8 questions \(text 'Hm\.'\)"):
+        CachedJudge(silent, tmp_path).answer(asked)
+    assert len(silent.asked) == 8
+
+
+def test_the_share_of_unanswered_questions_can_be_set_and_counts_known_answers(tmp_path):
+    CachedJudge(Teller(), tmp_path).answer(questions(3))
+    silent = Teller(answers=Verdict(None))
+    assert [v.yes is None for v in CachedJudge(silent, tmp_path).answer(questions(5))] == [False] * 3 + [True] * 2
+    silent.max_unanswered = 0.3
+    with pytest.raises(UserError, match="2 of the first 5 questions"):
+        CachedJudge(silent, tmp_path).answer(questions(5))
 
 
 def test_a_damaged_file_costs_its_question_only(tmp_path):

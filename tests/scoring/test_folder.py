@@ -140,6 +140,12 @@ def test_a_single_file_is_a_folder_of_one_and_photographs_stand_upright(folders)
     assert name == "photo.jpg" and read.shape == (4, 2, 3)
 
 
+def test_captions_and_what_systems_leave_in_folders_are_passed_over(folders):
+    for litter in ("0.txt", "0.caption", "Thumbs.db", "desktop.ini", "._0.png"):
+        (folders / "cat" / litter).write_bytes(b"not a picture")
+    assert all(name.endswith(".png") for name in scoring_folder.read_pictures(folders / "cat"))
+
+
 def test_every_mistake_is_named_in_one_line_before_anything_is_scored(folders, random_models, monkeypatch, capsys):
     monkeypatch.setattr(scoring_folder, "rate", lambda *_: pytest.fail("scored"))
     monkeypatch.setattr(Clip, "images", lambda *_: pytest.fail("scored"))
@@ -178,9 +184,11 @@ def test_every_mistake_is_named_in_one_line_before_anything_is_scored(folders, r
     (folders / "empty").mkdir()
     (folders / "empty" / ".DS_Store").write_bytes(b"")
     assert "empty: no pictures in it" in refused(*clip, folders_given=(*GIVEN[:-1], "empty"))
-    (folders / "cat" / "notes.txt").write_text("a good cat")
-    assert "notes.txt: not a picture" in refused(*clip)
-    (folders / "cat" / "notes.txt").unlink()
+    (folders / "cat" / "notes.md").write_text("a good cat")
+    assert "notes.md: not a picture" in refused(*clip)
+    (folders / "cat" / "notes.md").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    assert "notes.md: HEIC, as iPhones take it, which cannot be read; save it as JPEG" in refused(*clip)
+    (folders / "cat" / "notes.md").unlink()
     broken = folders / "cat" / "1.png"
     broken.write_bytes(broken.read_bytes()[:500])
     assert "1.png: not a picture" in refused(*clip)

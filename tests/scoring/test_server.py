@@ -15,6 +15,7 @@ from PIL import Image as PilImage
 
 from lorarar.errors import UserError
 from lorarar.scoring.judges import JudgePrompts, Question, Verdict, load_judge, server
+from lorarar.scoring.judges.cache import CachedJudge
 from lorarar.scoring.judges.server import ServerJudge, yes_probability
 
 ROOT = Path(__file__).parents[2]
@@ -212,18 +213,176 @@ def test_a_server_without_logprobs_is_asked_without_and_remembered(api, prompts)
         said(None, refusal="I can't help with that."),
         said(""),
         trouble(400, '{"error": {"code": "content_filter", "message": "blocked"}}'),
-        ok({"choices": []}),
-        ok({"choices": [{"message": {"content": [{"type": "text", "text": "Yes"}]}}]}),
-        ok([1]),
-        trouble(200, '{"choices": [{"mess'),
-        trouble(200, "<html>Maintenance</html>"),
-        (200, {}, b"\xff\xfe"),
     ],
 )
-def test_refusals_and_replies_that_cannot_be_read_are_unanswered(api, prompts, reply):
+def test_refusals_are_unanswered_and_say_why(api, prompts, reply):
     api.replies = [reply]
-    assert load_judge(api.address, prompts).answer(questions()) == [Verdict(None)]
-    assert len(api.asked) == 1
+    [verdict] = load_judge(api.address, prompts).answer(questions())
+    assert verdict == Verdict(None) and len(api.asked) == 1
+    assert verdict.why.startswith("HTTP 400" if reply[0] == 400 else "finish_reason None, text ")
+
+
+STREAM = b'data: {"choices": [{"delta": {"content": "Yes"}}]}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize(
+    ("reply", "what"),
+    [
+        (ok({"choices": []}), "no chat completion"),
+        (ok({"choices": [{"message": None}]}), "no chat completion"),
+        (ok([1]), "no chat completion"),
+        (trouble(200, '{"choices": [{"mess'), "no chat completion"),
+        (
+            trouble(200, "<html>\nLog in</html>", Content_Type="text/html"),
+            "no chat completion ('<html> Log in</html>')",
+        ),
+        ((200, {}, b"\xff\xfe"), "no chat completion"),
+        ((200, {"Content-Type": "text/event-stream"}, STREAM), "a stream, which was not asked for"),
+        (ok({"error": {"code": 502, "message": "Provider gone"}}), "Provider gone"),  # OpenRouter's
+        (ok({"choices": [{"message": {"content": ""}, "finish_reason": "error", "error": {"code": 429}}]}), "429"),
+    ],
+)
+def test_what_is_no_chat_completion_is_an_error(api, prompts, reply, what):
+    api.replies = [reply]
+    with pytest.raises(UserError) as caught:
+        load_judge(api.address, prompts).answer(questions())
+    line = one_line(caught)
+    assert line.startswith(f"{api.address}: ") and what in line and "run again" in line
+
+
+def thinking(text, thoughts=None, end="stop", field="reasoning"):
+    """A reply as vLLM, llama.cpp (field reasoning_content), Ollama and OpenRouter give it."""
+    return ok({"choices": [{"message": {"content": text, field: thoughts}, "finish_reason": end}]})
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        (thinking("<think>No matter.</think>\nYes."), True),
+        (thinking("Yes, both are dogs, but the ears ...\n</think>\n\nNo"), False),  # the template opens the thoughts
+        (thinking("<thinking>yes?</thinking>No"), False),
+        (thinking("[THINK]yes?[/THINK]No"), False),
+        (thinking("\nYes", "No matter."), True),
+        (thinking("No", "Yes?", field="reasoning_content"), False),
+        (ok({"choices": [{"message": {"content": [
+            {"type": "thinking", "thinking": [{"type": "text", "text": "No?"}]}, {"type": "text", "text": "Yes"},
+        ]}}]}), True),
+    ],
+)  # fmt: skip
+def test_an_answer_is_read_after_the_thoughts(api, prompts, reply, answer):
+    api.replies = [reply]
+    assert load_judge(api.address, prompts).answer(questions()) == [Verdict(answer)]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        thinking("<think>Yes, the first picture shows", end="length"),
+        thinking(None, "Yes, the first picture shows", end="length"),
+        thinking("", "Yes, the first picture shows", end="length", field="reasoning_content"),
+    ],
+)
+def test_thoughts_that_were_cut_are_no_answer_and_name_the_option(api, prompts, tmp_path, reply):
+    api.replies = [reply]
+    with pytest.raises(UserError) as caught:
+        CachedJudge(load_judge(api.address, prompts, max_tokens=20), tmp_path).answer(questions(2))
+    line = one_line(caught)
+    assert line.startswith(f"critic at {api.address}: neither yes nor no to 2 of the first 2 questions")
+    assert "finish_reason 'length'" in line and "Yes, the first picture shows'" in line
+    assert "max_tokens, which is 20" in line
+    assert api.asked[0]["max_tokens"] == 20
+
+
+def test_the_probability_is_read_after_the_thoughts():
+    def tokens(*texts):
+        return {"content": [{"token": text, "top_logprobs": [{"token": text, "logprob": 0.0}]} for text in texts]}
+
+    assert yes_probability(tokens("<think>", "No", "</", "think", ">\n", "Yes"), thought=True) == 1
+    assert yes_probability(tokens("<think>", "No"), thought=True) is None
+    assert yes_probability({"content": []}, thought=True) is None
+
+
+REFUSED = {
+    "vLLM": (400, {"object": "error", "message": "System role not supported", "type": "BadRequestError"}),
+    "OpenAI": (400, {"error": {"message": "'messages[0].role' does not support 'system' with this model."}}),
+    "llama.cpp": (500, {"error": {"code": 500, "message": "Jinja Exception: System role not supported"}}),
+    "LM Studio": (400, {"error": 'Error rendering prompt: "Only user and assistant roles are supported!"'}),
+    "Google": (400, {"error": {"code": 400, "message": "Developer instruction is not enabled for gemma-3"}}),
+}
+
+
+@pytest.mark.parametrize("server", REFUSED)
+def test_the_system_text_goes_to_the_user_where_its_role_is_refused(api, prompts, server):
+    status, body = REFUSED[server]
+
+    def strict(asked):
+        refused = asked["messages"][0]["role"] == "system"
+        return (status, {"Content-Type": "application/json"}, json.dumps(body).encode()) if refused else said("Yes")
+
+    api.replies = [strict]
+    judge = load_judge(api.address, prompts, concurrency=1)
+    assert judge.answer(questions(2)) == [Verdict(True)] * 2
+    assert [body["messages"][0]["role"] for body in api.asked[-2:]] == ["user", "user"]
+    [user] = api.asked[-1]["messages"]
+    assert user["content"][0]["text"] == "You are a helpful assistant.\n\n" and len(user["content"]) == 6
+    assert api.asked[-1]["top_logprobs"] == 20, "nothing else was given up"
+
+
+def test_the_limit_of_tokens_gets_the_name_that_the_server_asks_for(api, prompts):
+    message = (
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    )
+
+    def strict(body):
+        return trouble(400, json.dumps({"error": {"message": message}})) if "max_tokens" in body else said("No")
+
+    api.replies = [strict]
+    judge = load_judge(api.address, prompts, concurrency=1, max_tokens=4096)
+    assert judge.answer(questions(2)) == [Verdict(False)] * 2
+    assert [body.get("max_completion_tokens") for body in api.asked] == [None, 4096, 4096]
+
+
+def test_temperature_is_an_option_and_a_server_that_refuses_it_tells_to_set_it(api, prompts):
+    message = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported."
+
+    def strict(body):
+        return trouble(400, message) if body.get("temperature") == 0 else said("No")
+
+    api.replies = [strict]
+    with pytest.raises(UserError, match="set the option temperature"):
+        load_judge(api.address, prompts).answer(questions())
+    for temperature, sent_one in ((None, None), (1, 1)):
+        judge = load_judge(api.address, prompts, temperature=temperature)
+        assert judge.answer(questions()) == [Verdict(False)]
+        assert api.asked[-1].get("temperature") == sent_one
+        assert judge.identity != load_judge(api.address, prompts).identity
+
+
+@pytest.mark.parametrize(
+    ("reply", "advice"),
+    [
+        (trouble(401, '{"error": {"message": "No auth credentials found"}}'), "; set the key in the environment"),
+        (trouble(403, "forbidden"), "variable OPENAI_API_KEY, or name another by key_variable"),
+        (trouble(402, '{"error": {"message": "Insufficient credits"}}'), "; pay for more credits"),
+        (trouble(404, '{"error": {"message": "model \'m\' not found"}}'), "; name a model that it serves"),  # Ollama's
+        (trouble(404, '{"detail": "Not Found"}'), "; does the address end in /v1?"),  # vLLM's
+        (trouble(405, "Method Not Allowed"), "; does the address end in /v1?"),
+        (trouble(413, "too large"), "; send smaller pictures (option longest_side)"),
+    ],
+)
+def test_what_a_server_refuses_is_one_line_with_what_to_do(api, prompts, reply, advice):
+    api.replies = [reply]
+    with pytest.raises(UserError) as caught:
+        load_judge(api.address, prompts, model="m").answer(questions())
+    line = one_line(caught)
+    assert line.startswith(f"{api.address}: HTTP {reply[0]} ") and advice in line
+
+
+@pytest.mark.parametrize("models", [trouble(404, "nothing"), trouble(403, "not this key"), trouble(200, "<html>")])
+def test_a_server_need_not_list_its_models_where_one_is_named(api, prompts, models):
+    api.models = models
+    assert load_judge(api.address, prompts, model="m").answer(questions()) == [Verdict(True)]
+    assert api.asked[0]["model"] == "m"
 
 
 def test_a_busy_server_is_asked_again_when_it_says(api, prompts):
@@ -319,7 +478,7 @@ def test_reachability_is_checked_before_anything_is_asked(api, prompts, monkeypa
         return one_line(caught)
 
     api.models = trouble(401, "who are you?")
-    assert "HTTP 401 who are you?; set the key's variable" in refused()
+    assert "HTTP 401 who are you?; set the key in the environment variable OPENAI_API_KEY" in refused()
     assert "end in /v1?" in refused(api.address.removesuffix("/v1"))
     api.models = trouble(200, "<html>\nWelcome!")
     assert "not the reply of an OpenAI-compatible server" in refused()

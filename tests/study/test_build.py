@@ -154,3 +154,12 @@ def test_names_are_spoken() -> None:
         "cat",
         "3d rendering",
     ]
+
+
+def test_a_study_of_one_subject_shows_it_in_another_style_as_the_wrong_one(make) -> None:
+    study = make(pairs=["dog8+glowing", "dog8+sticker"], checks=2)
+    example, checks = study.manifest.example, [item for item in study.manifest.items if item.kind == "check"]
+    assert len(checks) == 2 and {option.subject for item in checks for option in item.options} == {"dog8"}
+    for item in (example, *checks):
+        right, wrong = (item.options[1], item.options[0]) if item is example else item.options
+        assert right.style == item.style and wrong.style != item.style

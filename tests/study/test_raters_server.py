@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import pytest
 from fastapi.testclient import TestClient
@@ -170,6 +171,100 @@ def test_the_admin_page_shows_progress_and_exports(client, token, storage) -> No
     ]
     for path in ("", "/votes.csv", "/votes.json"):
         assert client.get(f"/admin/{token}{path}").status_code == 404, "a rater's link opens nothing here"
+
+
+PROLIFIC = {"PROLIFIC_PID": "5f0c", "STUDY_ID": "60aa", "SESSION_ID": "70bb"}
+
+
+def test_a_panels_identifiers_are_kept_with_the_rater(client, token, storage) -> None:
+    assert client.get(f"/r/{token}", params={**PROLIFIC, "other": "x"}).status_code == 200
+    assert client.get(f"/r/{token}").status_code == 200, "the same link without them, later"
+    assert storage.panel(storage.rater(token)) == PROLIFIC
+    url = f"/admin/{storage.admin}"
+    (row,) = csv.DictReader(io.StringIO(client.get(f"{url}/raters.csv").text))
+    assert {name: row[name] for name in PROLIFIC} == PROLIFIC and (row["rater"], row["workerId"]) == ("rater-001", "")
+    assert "PROLIFIC_PID=5f0c" in client.get(url).text
+    assert client.get(f"/admin/{token}/raters.csv").status_code == 404
+    page = client.get(f"/r/{token}", params={"PROLIFIC_PID": "other"})
+    assert page.status_code == 403 and "belongs to another person" in page.text
+    for forged in ("<b>", "x" * 81, "a b"):
+        page = client.get(f"/r/{token}", params={"hitId": forged})
+        assert page.status_code == 422 and "not an identifier" in page.text
+    assert storage.panel(storage.rater(token)) == PROLIFIC
+
+
+def test_one_link_gives_each_member_of_a_panel_a_place_and_the_same_one_again(client, storage) -> None:
+    first, second = storage.invite(2)
+
+    def led(key=storage.key, **given):
+        return client.get(f"/join/{key}", params=given, follow_redirects=False)
+
+    mturk = {"workerId": "W1", "assignmentId": "A1", "hitId": "H1"}
+    preview = led(**mturk | {"assignmentId": "ASSIGNMENT_ID_NOT_AVAILABLE"})
+    assert preview.headers["location"] == f"../r/{first.token}"
+    assert led(**mturk).headers["location"] == f"../r/{first.token}"
+    assert storage.panel(first) == mturk
+    assert led(PROLIFIC_PID="P2").headers["location"] == f"../r/{second.token}"
+    for answer, status, words in (
+        (led(PROLIFIC_PID="P3"), 410, "places in this study are taken"),
+        (led(), 422, "from the panel"),
+        (led(key="x", PROLIFIC_PID="P2"), 404, "not known"),
+    ):
+        assert answer.status_code == status and words in answer.text
+
+
+def test_the_code_and_link_of_a_panel_come_when_all_is_answered(client, token, storage) -> None:
+    for code, link, words in (("a b", None, "--completion-code"), (None, "javascript:alert(1)", "--completion-link")):
+        with pytest.raises(UserError, match=words):
+            storage.end_with(code, link)
+    ends = {"code": "C1A2", "link": "https://app.prolific.com/submissions/complete?cc=C1A2"}
+    storage.end_with(**ends)
+    storage.end_with(None, None)
+    assert not {"code", "link"} & set(client.get(f"/api/{token}").json())
+    for position in range(10):
+        client.post(f"/api/{token}/vote", json=ballot(position, position))
+    assert client.post(f"/api/{token}/finish").json() == {"finished": True, **ends}
+    seen = client.get(f"/api/{token}").json()
+    assert {name: seen[name] for name in ends} == ends
+
+
+def test_a_slash_too_many_is_taken_away_by_a_relative_redirect(client, token, storage) -> None:
+    for path in (f"r/{token}", f"admin/{storage.admin}"):
+        answer = client.get(f"/{path}/?PROLIFIC_PID=1", follow_redirects=False)
+        assert answer.status_code == 307
+        assert answer.headers["location"] == f"../{path.rpartition('/')[2]}?PROLIFIC_PID=1"
+
+
+def test_a_study_lives_under_the_path_of_a_proxy(study, storage) -> None:
+    """The proxy takes `/lab/study` away, as nginx does; all that pages name is resolved as a browser would."""
+    inner = create_app(study, storage)
+
+    async def proxy(scope, receive, send):
+        if scope["type"] == "http":
+            path = scope["path"]
+            inside = path.startswith("/lab/study/")
+            scope = scope | {"path": path.removeprefix("/lab/study") if inside else "/outside" + path}
+            scope["raw_path"] = scope["path"].encode()
+        await inner(scope, receive, send)
+
+    outer = TestClient(proxy, base_url="http://lab.example")
+    (rater,) = storage.invite(1)
+    at = f"/lab/study/join/{storage.key}?PROLIFIC_PID=P1"
+    page = outer.get(at, follow_redirects=True)
+    assert page.status_code == 200 and page.url.path == f"/lab/study/r/{rater.token}"
+    admin = outer.get(f"/lab/study/admin/{storage.admin}/", follow_redirects=True)
+    refused_page = outer.get("/lab/study/r/nonsense")
+    for shown in (page, admin, refused_page, outer.get("/lab/study/")):
+        named = re.findall(r'(?:href|src)="([^"]+)"', shown.text)
+        assert named
+        for address in named:
+            found = outer.get(str(shown.url.join(address)))
+            assert found.status_code == 200, (shown.url, address)
+    script = outer.get("/lab/study/static/rater.js").text
+    addresses = re.findall(r"`([^`]*(?:api|image)/)\$\{", script)
+    assert len(addresses) == 3 and set(addresses) == {"../api/", "../image/"}
+    state = outer.get(str(page.url.join(f"../api/{rater.token}"))).json()
+    assert outer.get(str(page.url.join(f"../image/{state['slots'][0]['options'][0]}"))).status_code == 200
 
 
 def test_simulated_raters_are_called_so(study, tmp_path) -> None:

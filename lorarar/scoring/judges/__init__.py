@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_type_hints
@@ -36,10 +36,22 @@ class Question:
 
 @dataclass(frozen=True)
 class Verdict:
-    """An answer. `yes` is None if the judge said neither; `probability` of yes is None if the judge gives none."""
+    """An answer.
+
+    Attributes
+    ----------
+    yes : None if the judge said neither yes nor no.
+    probability : of yes; None if the judge gives none.
+    why : what the judge said instead of yes or no, for messages.
+    """
 
     yes: bool | None
     probability: float | None = None
+    why: str = field(default="", compare=False)
+
+
+MAX_UNANSWERED = 0.5
+"""Share of questions without yes or no above which a judge's silence is an error."""
 
 
 class Judge(Protocol):

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +14,10 @@ from lorarar.errors import UserError
 from lorarar.files import atomic
 from lorarar.pictures import Picture
 from lorarar.scoring.images import batches
-from lorarar.scoring.judges import Judge, JudgePrompts, Question, Verdict
+from lorarar.scoring.judges import MAX_UNANSWERED, Judge, JudgePrompts, Question, Verdict
+
+FIRST = 8
+"""Questions of the first batch: few, so that a judge that gives no answer is found out soon."""
 
 
 class CachedJudge:
@@ -25,7 +27,8 @@ class CachedJudge:
     a small file that appears whole or not at all: a kill costs one batch at most, and several processes may share the
     folder, also on a network file system.
 
-    Unanswered questions are not cached, because some judges answer them the next time.
+    Unanswered questions are not cached, because some judges answer them the next time. If they become more than half
+    of a call's questions, or than the judge's share `max_unanswered`, asking stops.
 
     Parameters
     ----------
@@ -59,7 +62,12 @@ class CachedJudge:
         return other
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
-        """Gives one verdict per question, in order; if the judge fails midway, its earlier answers are kept."""
+        """Gives one verdict per question, in order; if the judge fails midway, its earlier answers are kept.
+
+        Raises
+        ------
+        UserError : the judge answers too few questions; the message quotes what it said instead.
+        """
         keys = [self._key(question) for question in questions]
         verdicts: dict[str, Verdict] = {}
         new: dict[str, Question] = {}
@@ -73,12 +81,25 @@ class CachedJudge:
         # None tells tqdm to show it only on a terminal.
         hidden = True if self.quiet or not new else None
         with tqdm(total=len(new), desc=self.name, unit="question", disable=hidden) as progress:
-            for batch in batches(list(new), self.batch_size):
+            asked, first = list(new), min(FIRST, self.batch_size)
+            for batch in (asked[:first], *batches(asked[first:], self.batch_size)):
                 for key, verdict in zip(batch, self.judge.answer([new[key] for key in batch]), strict=True):
                     verdicts[key] = verdict
                     self._keep(key, verdict)
                 progress.update(len(batch))
+                self._check(list(verdicts.values()))
         return [verdicts[key] for key in keys]
+
+    def _check(self, verdicts: Sequence[Verdict]) -> None:
+        """Stops at a judge that does not answer: all its scores would be 0."""
+        unanswered = [verdict for verdict in verdicts if verdict.yes is None]
+        limit = getattr(self.judge, "max_unanswered", MAX_UNANSWERED)
+        if len(unanswered) > limit * len(verdicts):
+            said = f" ({unanswered[-1].why})" if unanswered[-1].why else ""
+            number = f"{len(unanswered)} of the first {len(verdicts)} questions"
+            raise UserError(
+                f"{self.name}: neither yes nor no to {number}{said}; change its options, or take another judge"
+            )
 
     def _key(self, question: Question) -> str:
         wording = self.prompts and (self.prompts.system, self.prompts.text(question), self.prompts.swapped)
@@ -99,7 +120,8 @@ class CachedJudge:
         if verdict.yes is not None:
             # Hundreds of small files a minute: waiting for the disk would cost more than a quick judge's answers.
             with atomic(self._file(key), durable=False) as temporary:
-                temporary.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
+                answer = {"yes": verdict.yes, "probability": verdict.probability}
+                temporary.write_text(json.dumps(answer), encoding="utf-8")
 
 
 def _digest(image: Picture) -> str:

@@ -7,6 +7,7 @@ example, `FuryMartin/llava-critic-7b-hf` on the hub, an unofficial conversion.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -147,7 +148,8 @@ class LlavaCritic:
             texts = self.processor.tokenizer.batch_decode(given.sequences[:, length:], skip_special_tokens=True)
             chances = given.logits[0].float().softmax(-1)
             for text, chance in zip(texts, chances, strict=True):
-                verdicts.append(self.prompts.verdict(read_answer(text), self._probability(chance)))
+                verdict = self.prompts.verdict(read_answer(text), self._probability(chance))
+                verdicts.append(replace(verdict, why=f"text {text!r}") if verdict.yes is None else verdict)
         return verdicts
 
     def _probability(self, chance: torch.Tensor) -> float | None:

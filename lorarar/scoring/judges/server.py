@@ -7,19 +7,30 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import accumulate
 from math import exp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, OpenAI, omit
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from lorarar.errors import UserError, first_line
 from lorarar.scoring.images import as_pil
-from lorarar.scoring.judges import FIRST_WORD, JudgePrompts, Question, Verdict, conversation, read_answer
+from lorarar.scoring.judges import (
+    FIRST_WORD,
+    MAX_UNANSWERED,
+    JudgePrompts,
+    Question,
+    Verdict,
+    conversation,
+    read_answer,
+)
 
 if TYPE_CHECKING:
     from PIL import Image as PilImage
@@ -29,13 +40,48 @@ ATTEMPTS = 7
 TOP_LOGPROBS = (20, 5, 0)
 """Likely tokens asked for with an answer. Servers limit them differently, and some give none at all."""
 REFUSALS = ("content_filter", "content_policy_violation")
+NO_SYSTEM = re.compile(
+    r"system.{0,20}\brole|role\W.{0,40}\bsystem|only user and assistant roles|roles must alternate"
+    r"|developer instruction",
+    re.IGNORECASE,
+)
+"""Complaints of servers and chat templates whose model takes no system turn."""
+THINKS, THOUGHT = re.compile(r"<think(?:ing)?>|\[THINK\]"), re.compile(r"</think(?:ing)?>|\[/THINK\]")
+"""Marks around a model's thoughts. Some templates write the first themselves, so that only the second is sent."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a server likes to be asked; it is found out by the server's refusals.
+
+    Attributes
+    ----------
+    limit : the API's name for the largest number of tokens of an answer.
+    system : the system text has a turn of its own; otherwise it stands in front of the user's.
+    top_logprobs : number of likely tokens asked for with an answer.
+    """
+
+    limit: str = "max_tokens"
+    system: bool = True
+    top_logprobs: int = TOP_LOGPROBS[0]
+
+    def milder(self, status: int, complaint: str) -> Manner | None:
+        """Returns what to try after a refusal; None if nothing is left."""
+        if status in (400, 422) and self.limit == "max_tokens" and "max_completion_tokens" in complaint:
+            return replace(self, limit="max_completion_tokens")
+        # llama.cpp reports what its chat template refuses as HTTP 500.
+        if status in (400, 422, 500) and self.system and NO_SYSTEM.search(complaint):
+            return replace(self, system=False)
+        if status in (400, 422) and self.top_logprobs:
+            return replace(self, top_logprobs=max(n for n in TOP_LOGPROBS if n < self.top_logprobs))
+        return None
 
 
 class ServerJudge:
     """Asks a served model, several questions at a time, and reads the probabilities of yes and no where it sends them.
 
-    A refusal or an unreadable reply is an unanswered question. A busy, broken or silent server is asked again after
-    growing pauses.
+    A refusal, an empty text and thoughts without an answer are unanswered questions, and a reply that is no chat
+    completion is an error. A busy, broken or silent server is asked again after growing pauses.
 
     Parameters
     ----------
@@ -46,6 +92,9 @@ class ServerJudge:
     concurrency : questions asked at a time.
     timeout : seconds of silence after which an attempt has failed.
     longest_side : larger pictures are reduced to this many pixels before they are sent.
+    max_tokens : largest number of tokens of an answer. A model that thinks needs thousands.
+    temperature : of sampling; None leaves it to the server.
+    max_unanswered : larger shares of unanswered questions are an error, see `CachedJudge`.
 
     Raises
     ------
@@ -62,6 +111,9 @@ class ServerJudge:
         concurrency: int = 8,
         timeout: float = 120.0,
         longest_side: int | None = None,
+        max_tokens: int = 8,
+        temperature: float | None = 0,
+        max_unanswered: float = MAX_UNANSWERED,
     ) -> None:
         self.address = _checked(address)
         self.prompts = prompts
@@ -69,7 +121,11 @@ class ServerJudge:
         self.name = f"{self.model} at {self.address}"
         self.concurrency = concurrency
         self.longest_side = longest_side
-        self.top_logprobs = TOP_LOGPROBS[0]
+        self.max_tokens = max_tokens
+        self.temperature = temperature
+        self.max_unanswered = max_unanswered
+        self.manner = Manner()
+        self._key_variable = key_variable
         self._key = os.environ.get(key_variable, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(f"{key_variable}: holds characters that no key has; set it again")
@@ -89,8 +145,13 @@ class ServerJudge:
         concurrency: PositiveInt = 8,
         timeout: PositiveFloat = 120.0,
         longest_side: PositiveInt | None = None,
+        max_tokens: PositiveInt = 8,
+        temperature: NonNegativeFloat | None = 0,
+        max_unanswered: Annotated[float, Field(ge=0, le=1)] = MAX_UNANSWERED,
     ) -> ServerJudge:
-        """Checks that the server answers (`GET <address>/models`), and takes its model if it serves just one.
+        """Checks that the server can be reached, and takes its model if none is named and it serves just one.
+
+        Both are done by `GET <address>/models`. Where a model is named, any reply to that will do.
 
         Parameters
         ----------
@@ -108,8 +169,15 @@ class ServerJudge:
             concurrency=concurrency,
             timeout=timeout,
             longest_side=longest_side,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            max_unanswered=max_unanswered,
         )
-        served = judge._models()
+        try:
+            served = judge._models()
+        except Unlisted as error:
+            if not model:
+                raise UserError(str(error)) from None
         if not model:
             if len(served) != 1:
                 listed = ", ".join(served[:10]) or "none"
@@ -119,8 +187,9 @@ class ServerJudge:
 
     @property
     def identity(self) -> str:
-        """Address, model and size of pictures; the server does not tell the checksum of its weights."""
-        return f"{self.name} longest side {self.longest_side}"
+        """Address, model, size of pictures, and a temperature above 0; the server tells no checksum of its weights."""
+        warm = "" if self.temperature == 0 else f" temperature {self.temperature}"
+        return f"{self.name} longest side {self.longest_side}{warm}"
 
     def answer(self, questions: Sequence[Question]) -> list[Verdict]:
         """Gives one verdict per question, in order.
@@ -139,48 +208,68 @@ class ServerJudge:
 
     async def _ask(self, client: AsyncOpenAI, limit: asyncio.Semaphore, question: Question) -> Verdict:
         async with limit:
-            messages = await asyncio.to_thread(self._messages, question)  # pictures take long to compress
-            for top in (number for number in TOP_LOGPROBS if number <= self.top_logprobs):
+            turns = await asyncio.to_thread(self._turns, question)  # pictures take long to compress
+            manner = self.manner
+            while True:
+                top = manner.top_logprobs
                 wish: dict[str, Any] = {"logprobs": True, "top_logprobs": top} if top else {}
+                if self.temperature is not None:
+                    wish["temperature"] = self.temperature
                 try:
                     reply = await client.chat.completions.with_raw_response.create(
                         model=self.model,
-                        messages=messages,
-                        temperature=0,
-                        max_tokens=8,
+                        messages=_messages(*turns, manner.system),
                         extra_headers=self._headers,
+                        extra_body={manner.limit: self.max_tokens},
                         **wish,
                     )
                 except APIStatusError as error:
-                    if any(refusal in error.response.text for refusal in REFUSALS):
-                        break
-                    if top and error.status_code in (400, 422):
-                        continue
-                    raise self._failure(error) from None
+                    complaint = error.response.text
+                    if any(refusal in complaint for refusal in REFUSALS):
+                        return Verdict(None, why=self._reason(error))
+                    milder = manner.milder(error.status_code, complaint)
+                    if milder is None:
+                        raise self._failure(error) from None
+                    manner = milder
                 except APIConnectionError as error:
                     raise self._failure(error) from None
-                self.top_logprobs = top
-                return self._read(reply.content)
-        return Verdict(None)
+                else:
+                    self.manner = manner
+                    return self._read(reply.content)
 
     def _failure(self, error: APIStatusError | APIConnectionError) -> UserError:
         reason = self._reason(error)
         if isinstance(error, APIStatusError):
             if error.status_code not in (408, 409, 429) and error.status_code < 500:
-                return UserError(f"{self.address}: {reason}")
+                return UserError(f"{self.address}: {reason}{self._advice(error.status_code, error.response.text)}")
             if wait := error.response.headers.get("Retry-After"):
                 return UserError(f"{self.address}: asks to wait ({reason}, Retry-After: {wait}); run again after that")
         return UserError(f"{self.address}: no answer in {ATTEMPTS} attempts ({reason}); run again when it is back")
 
-    def _messages(self, question: Question) -> list[Any]:
+    def _advice(self, status: int, complaint: str) -> str:
+        """What to do about a server's refusal, as the end of a sentence."""
+        if status in (401, 403):
+            return f"; set the key in the environment variable {self._key_variable}, or name another by key_variable"
+        if status == 402:
+            return "; pay for more credits, then run again"
+        if status in (404, 405):
+            named = "model" in complaint.lower()
+            return "; name a model that it serves (option model)" if named else "; does the address end in /v1?"
+        if status == 413:
+            return "; send smaller pictures (option longest_side)"
+        if status in (400, 422) and "temperature" in complaint:
+            return "; set the option temperature to what it takes, or to None"
+        return ""
+
+    def _turns(self, question: Question) -> tuple[str, list[dict[str, Any]]]:
+        """Text of the system and parts of the user."""
         system, user = conversation(self.prompts, question)
         pictures = iter(as_pil([question.reference, question.test], self.longest_side))
         parts = [
             part if part["type"] == "text" else {"type": "image_url", "image_url": {"url": data_url(next(pictures))}}
             for part in user["content"]
         ]
-        # Some servers understand only plain text in a system turn.
-        return [{"role": "system", "content": system["content"][0]["text"]}, {"role": "user", "content": parts}]
+        return system["content"][0]["text"], parts
 
     def _models(self) -> list[str]:
         try:
@@ -188,52 +277,101 @@ class ServerJudge:
                 reply = client.models.with_raw_response.list(extra_headers=self._headers)
             return [str(entry["id"]) for entry in json.loads(reply.content)["data"]]
         except APIStatusError as error:
-            hint = {401: "; set the key's variable", 403: "; set the key's variable", 404: "; does it end in /v1?"}
-            message = f"{self.address}/models: {self._reason(error)}{hint.get(error.status_code, '')}"
-            raise UserError(message) from None
+            hint = self._advice(error.status_code, "") or "; name the model to ask (option model)"
+            raise Unlisted(f"{self.address}/models: {self._reason(error)}{hint}") from None
         except APIConnectionError as error:
             reason = self._reason(error)
             raise UserError(
                 f"{self.address}: cannot be reached ({reason}); start the server or mend the address"
             ) from None
         except (ValueError, LookupError, TypeError):
-            raise UserError(f"{self.address}/models: not the reply of an OpenAI-compatible server") from None
+            message = "not the reply of an OpenAI-compatible server; mend the address, or name the model (option model)"
+            raise Unlisted(f"{self.address}/models: {message}") from None
 
     def _reason(self, error: APIStatusError | APIConnectionError) -> str:
         """The server's or the network's complaint on one line; servers like to quote the key."""
         if not isinstance(error, APIStatusError):
             return first_line(error if isinstance(error, APITimeoutError) else error.__cause__ or error)
-        text = error.response.text
+        return f"HTTP {error.status_code} {self._quoted(error.response.text)}"
+
+    def _quoted(self, text: str, length: int = 300) -> str:
+        """The beginning of a text on one line, without the key."""
         text = text.replace(self._key, "***") if self._key else text
-        return f"HTTP {error.status_code} {' '.join(text.split())[:300]}"
+        return " ".join(text.split())[:length]
 
     def _read(self, reply: bytes) -> Verdict:
+        """Reads a verdict from the body of a reply.
+
+        Raises
+        ------
+        UserError : the body is no chat completion, or the server's error.
+        """
+        body = reply.decode("utf-8", errors="replace")
         try:
             choice = json.loads(reply)["choices"][0]
-            text = choice["message"]["content"]
-        except (ValueError, LookupError, TypeError):
-            return Verdict(None)
-        if not isinstance(text, str):
-            return Verdict(None)
-        return self.prompts.verdict(read_answer(text), yes_probability(choice.get("logprobs")))
+            message, end = choice["message"], choice.get("finish_reason")
+            content = message.get("content")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            what = "a stream, which was not asked for" if body.lstrip().startswith("data:") else "no chat completion"
+            advice = "mend the address, or run again when the server is well"
+            raise UserError(f"{self.address}: sends {what} ({self._quoted(body, 120)!r}); {advice}") from None
+        if end == "error":
+            raise UserError(f"{self.address}: {self._quoted(json.dumps(choice.get('error')))}; run again")
+        text = _text(content)
+        answer = THINKS.split(THOUGHT.split(text)[-1])[0]
+        thoughts = next((message[key] for key in ("reasoning", "reasoning_content") if message.get(key)), "")
+        yes = read_answer(answer)
+        if yes is None:
+            said = text or message.get("refusal") or thoughts
+            why = f"finish_reason {end!r}, text {self._quoted(str(said), 120)!r}"
+            if end == "length":
+                why += f"; raise the option max_tokens, which is {self.max_tokens}"
+            return Verdict(None, why=why)
+        return self.prompts.verdict(yes, yes_probability(choice.get("logprobs"), bool(thoughts) or answer != text))
 
 
-def yes_probability(logprobs: Any) -> float | None:
+class Unlisted(UserError):
+    """The server does not list its models, which matters only where none is named."""
+
+
+def _messages(system: str, parts: list[dict[str, Any]], apart: bool) -> list[Any]:
+    """Messages of a request; the system text is a turn `apart`, or stands in front of the user's."""
+    if not apart:
+        return [{"role": "user", "content": [{"type": "text", "text": f"{system}\n\n"}, *parts]}]
+    # Some servers understand only plain text in a system turn.
+    return [{"role": "system", "content": system}, {"role": "user", "content": parts}]
+
+
+def _text(content: Any) -> str:
+    """Text of a message: a string, or a list of parts among which thoughts may be."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else ""
+    texts = (part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") != "thinking")
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def yes_probability(logprobs: Any, thought: bool = False) -> float | None:
     """Probability of yes among yes and no, at the first token with a word in it; None if it cannot be read.
 
     Parameters
     ----------
     logprobs : `logprobs` of a choice of the API's reply; anything else gives None.
+    thought : the answer followed thoughts, whose tokens are passed over up to the mark at their end.
     """
     chances = {"yes": 0.0, "no": 0.0}
     try:
-        first = next(token for token in logprobs["content"] if FIRST_WORD.match(token["token"]))
+        tokens = list(logprobs["content"])
+        if thought:
+            written = list(accumulate(token["token"] for token in tokens))
+            end = list(THOUGHT.finditer(written[-1]))[-1].end()
+            tokens = [token for token, text in zip(tokens, written, strict=True) if len(text) > end]
+        first = next(token for token in tokens if FIRST_WORD.match(token["token"]))
         for likely in first["top_logprobs"]:
             word = likely["token"].strip().lower()
             if word in chances:
                 chances[word] += exp(likely["logprob"])
         return chances["yes"] / sum(chances.values())
-    except (LookupError, TypeError, AttributeError, StopIteration, ArithmeticError):
+    except (LookupError, TypeError, AttributeError, StopIteration, ArithmeticError, ValueError):
         return None
 
 

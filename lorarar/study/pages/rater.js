@@ -2,7 +2,7 @@
 "use strict";
 
 const token = location.pathname.split("/").pop();
-const api = `/api/${token}`;
+const api = `../api/${token}`;  // relative, so that a proxy may serve the study under any path
 const $ = (selector, root = document) => root.querySelector(selector);
 const pause = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
 
@@ -96,7 +96,7 @@ function figure(caption, label, image) {
   picture.alt = label;
   // Small pictures are enlarged by whole pixels: what is judged is what was generated.
   picture.addEventListener("load", () => picture.classList.toggle("pixels", picture.naturalWidth < 256));
-  picture.src = `/image/${image}`;
+  picture.src = `../image/${image}`;
   button.type = "button";
   button.className = "picture";
   button.setAttribute("aria-label", `Enlarge: ${label}`);
@@ -131,6 +131,7 @@ function introduce() {
   const root = $("#intro");
   $("[data-fill=example]", root).replaceChildren(...references(state.example), ...options(state.example));
   name(root, state.example);
+  for (const place of root.querySelectorAll("[data-wrong]")) place.hidden = place.dataset.wrong !== state.example.wrong;
   $("#start").textContent = state.slots.some((slot) => slot.choice) ? "Continue" : "Start";
   show("intro");
 }
@@ -169,14 +170,22 @@ async function compare(number) {
   shownAt = performance.now();
   open();
   const next = state.slots[position + 1];
-  for (const image of next ? [...next.options, next.subject.image, next.style.image] : []) new Image().src = `/image/${image}`;
+  for (const image of next ? [...next.options, next.subject.image, next.style.image] : []) new Image().src = `../image/${image}`;
 }
 
 function proceed() {
   const next = state.slots.findIndex((slot) => !slot.choice);
-  if (state.finished) show("thanks");
+  if (state.finished) thank();
   else if (next < 0) show("end");
   else compare(next);
+}
+
+function thank() {
+  $("#code b").textContent = state.code || "";
+  $("#code").hidden = !state.code;
+  if (state.link) $("#return a").href = state.link;
+  $("#return").hidden = !state.link;
+  show("thanks");
 }
 
 function fail(message) {
@@ -223,8 +232,7 @@ async function load() {
 
 async function finish() {
   try {
-    await ask("/finish", {});
-    state.finished = true;
+    Object.assign(state, await ask("/finish", {}));
     proceed();
   } catch (error) {
     await load();
