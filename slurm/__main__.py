@@ -36,6 +36,7 @@ def status() -> None:
         numbers = (row.done, row.running, row.queued, len(row.failed), row.missing)
         left = "" if not (row.running or row.queued or row.missing) else _duration(row.seconds_left)
         table.add_row(row.description, *map(str, numbers), left)
+        waits += [f"{row.description}: {row.waits}"] if row.waits else []
         waits += [f"{row.description}: queued tasks wait, Slurm says: {row.reason}"] if row.reason else []
         failed += [f"{row.description}: {name} failed; python -m slurm logs {name}" for name in row.failed]
     Console().print(table)

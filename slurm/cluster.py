@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -13,10 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from slurm import commands
-from slurm.commands import ClusterError, Status, last_line
+from slurm.commands import ClusterError, Limited, Refused, Status, Unanswered
 from slurm.job import Element
 from slurm.journal import Array, Journal, slug, tail
 from slurm.local import ONE_THREAD, progress_bar
@@ -25,13 +24,9 @@ from slurm.site import Site
 from slurm.task import Task, TaskError, names, paths_sha256
 
 if TYPE_CHECKING:
-    from submitit import SlurmExecutor
+    from slurm.sbatch import Sbatch
 
-PASSING = re.compile(
-    r"unable to contact|timed out|temporarily|connection refused|try again|limit|zero bytes|communication",
-    re.IGNORECASE,
-)
-"""Refusals of sbatch that pass: the controller is away, or the user has as many jobs as are allowed."""
+NO_ANSWER = "squeue gets no answer from Slurm's controller"
 
 OUT_OF_MEMORY = re.compile(r"oom.?kill|out.of.memory|exceeded.*memory.limit", re.IGNORECASE)
 """Lines that slurmstepd or the kernel write into the log of a job that they kill."""
@@ -81,6 +76,9 @@ class ArraySupervisor:
         self.bad_nodes: set[str] = set()
         self.slowly = commands.pauses()
         self.failed: dict[str, dict[str, Any]] = {}
+        self.unsure: tuple[Array, Unanswered] | None = None  # Slurm may have taken it
+        self.obstacles: dict[str, str] = {}  # what cannot be done now -> why
+        self.named: set[str] = set()  # remedies for jobs that may never start, which were shown
 
     def run(self) -> None:
         attached = self._attach()
@@ -98,6 +96,8 @@ class ArraySupervisor:
                 file=sys.stderr,
             )
             raise
+        finally:
+            self.journal.waits(slug(self.description))
         self.journal.end(slug(self.description))
         if self.failed:
             raise self._error()
@@ -106,7 +106,8 @@ class ArraySupervisor:
         left, pauses, look = self._left, commands.pauses(), 0.0
         with progress_bar(len(self.tasks), self.description, initial=len(self.tasks) - left) as progress:
             while self._left:
-                if self.waiting and self._submit():
+                if self.waiting and self._settle() and self._submit():
+                    self._note("submit")
                     self.slowly = commands.pauses()
                 time.sleep(next(pauses))
                 self._read_outputs()
@@ -127,12 +128,10 @@ class ArraySupervisor:
         known = [array for array in self.journal.arrays() if array.run == slug(self.description)]
         if not known:
             return 0
-        jobs = _ask_until_answered()
+        jobs = self._ask_until_answered({array.cluster for array in known})
         for array in known:
             if array.job is None:  # the process died while it submitted
-                ids = [job for job, status in jobs.items() if status.name == array.name and not status.ended]
-                if ids:
-                    self.journal.submitted(array, ids[0].partition("_")[0])
+                self._find(array, jobs)
             live = [
                 index
                 for index in range(len(array.elements))
@@ -146,6 +145,67 @@ class ArraySupervisor:
             if not live:
                 self.journal.forget(array)
         return sum(map(len, self.flying.values()))
+
+    def _ask_until_answered(self, clusters: set[str]) -> dict[str, Status]:
+        for seconds in commands.pauses():
+            jobs = commands.statuses(clusters)
+            self._note("ask", "" if jobs is not None else NO_ANSWER)
+            if jobs is not None:
+                return jobs
+            time.sleep(seconds)
+        raise AssertionError
+
+    def _find(self, array: Array, jobs: dict[str, Status]) -> bool:
+        """Find an array whose id was never known, by its name; return whether Slurm has it."""
+        from slurm.sbatch import adopt
+
+        found = [job for job, status in jobs.items() if status.name == array.name]
+        if found:
+            number = re.split("[_@]", found[0])[0]
+            adopt(array.folder, number, len(array.elements))
+            self.journal.submitted(array, number)
+        return bool(found)
+
+    def _settle(self) -> bool:
+        """Find out whether Slurm has taken an array without saying so. Return False if that is not known yet."""
+        if self.unsure is None:
+            return True
+        array, doubt = self.unsure
+        jobs = commands.statuses([array.cluster])
+        if jobs is None:
+            return False
+        if self._find(array, jobs):
+            self._take(array)
+        elif doubt.questions:
+            doubt.questions -= 1  # a busy controller may show a job a little later
+            return False
+        else:
+            self.journal.forget(array)
+            if doubt.printed:
+                raise ClusterError(
+                    f"{self.description}: {doubt}, and squeue has no such job; mend the wrapper of sbatch"
+                )
+        self.unsure = None
+        return True
+
+    def _take(self, array: Array) -> None:
+        """Let the tasks of a submitted array no longer wait."""
+        taken = {key for element in array.elements for key in element}
+        self.waiting = [key for key in self.waiting if key not in taken]
+        self.flying |= {_Place(array, index): set(element) for index, element in enumerate(array.elements)}
+
+    def _note(self, cannot: Literal["submit", "ask"], why: str = "") -> None:
+        """Say once, here and for `python -m slurm status`, what cannot be done and why, or that it can be again."""
+        if self.obstacles.get(cannot, "").partition("; waiting since ")[0] == why:
+            return
+        if why:
+            self.obstacles[cannot] = f"{why}; waiting since {time.strftime('%F %T')}"
+            stop = "Ctrl-C ends the wait, and jobs stay in the queue"
+            print(f"{self.description}: {self.obstacles[cannot]}; {stop}", flush=True)
+        else:
+            del self.obstacles[cannot]
+            print(f"{self.description}: Slurm answers, and it goes on", flush=True)
+        self.journal.waits(slug(self.description), "; ".join(self.obstacles.values()))
 
     def _submit(self) -> bool:
         """Submit the waiting tasks. Return False if Slurm does not take them now; they keep waiting then."""
@@ -167,32 +227,39 @@ class ArraySupervisor:
                 if array is None:
                     return False
                 submitted.append(array)
-                taken = {key for element in part for key in element}
-                self.waiting = [key for key in self.waiting if key not in taken]
-                self.flying |= {_Place(array, index): set(element) for index, element in enumerate(part)}
+                self._take(array)
         return True
 
     def _submit_array(
         self, elements: list[list[str]], memory_gb: float, parallel: int, before: Array | None
     ) -> Array | None:
-        array = self.journal.new_array(slug(self.description), elements, self.resources.job(memory_gb))
-        executor = make_executor(array, self.site, parallel, self.bad_nodes, before)
+        asked = self.resources.job(memory_gb)
+        array = self.journal.new_array(slug(self.description), elements, asked, self.site.cluster)
+        executor = make_executor(array, self.site, parallel, snapshot(), self.bad_nodes, before)
         calls = [
             Element([self.tasks[key] for key in keys], array.folder, index, array.asked)
             for index, keys in enumerate(elements)
         ]
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # submitit also raises the message that it prints
-                jobs = executor.submit_array(calls)
-        except Exception as error:
+            job = executor.send(calls)
+        except Unanswered as doubt:
+            self.unsure = array, doubt
+            self._note("submit", f"sbatch does not answer as it should: {doubt}" * (not doubt.printed) or str(doubt))
+            return None
+        except Limited as reason:
             self.journal.forget(array)
-            if PASSING.search(str(error)):
-                return None
-            if self.bad_nodes and "not available" in str(error):
+            smaller = f"; `max_array` in the site's file makes arrays smaller than {len(elements)}" * (
+                len(elements) > 1
+            )
+            self._note("submit", f"Slurm takes no more jobs now: {reason}{smaller}")
+            return None
+        except Refused as reason:
+            self.journal.forget(array)
+            if self.bad_nodes and "not available" in str(reason):
                 self.bad_nodes.clear()  # none is left without them
                 return None
-            raise ClusterError(f"{self.description}: sbatch refuses the jobs: {last_line(str(error))}") from None
-        self.journal.submitted(array, jobs[0].job_id.partition("_")[0])
+            raise ClusterError(f"{self.description}: sbatch refuses the jobs: {reason}") from None
+        self.journal.submitted(array, job)
         return array
 
     def _read_outputs(self) -> None:
@@ -207,9 +274,11 @@ class ArraySupervisor:
 
     def _read_queue(self) -> float:
         """Handle jobs that ended without output; return the seconds to wait until the next question."""
-        jobs = commands.statuses()
+        jobs = commands.statuses({place.array.cluster for place in self.flying})
+        self._note("ask", "" if jobs is not None else NO_ANSWER)
         if jobs is None:
-            return 5  # the controller is away, which says nothing about the jobs
+            return 5  # which says nothing about the jobs
+        self._name_lasting(jobs)
         gone = []
         for place in list(self.flying):
             status = jobs.get(place.id)
@@ -231,6 +300,19 @@ class ArraySupervisor:
                 if place in self.flying:
                     self._ended(place, jobs.get(place.id) or forgotten.get(place.id))
         return 2 if any(self.absent[place] for place in self.flying) else next(self.slowly)
+
+    def _name_lasting(self, jobs: dict[str, Status]) -> None:
+        """Name the jobs that may never start, once for each remedy."""
+        queued = [status for place in self.flying if (status := jobs.get(place.id)) and status.remedy]
+        for remedy in {status.remedy: None for status in queued}:
+            if remedy not in self.named:
+                self.named.add(remedy)
+                alike = [status.reason for status in queued if status.remedy == remedy]
+                print(
+                    f"{self.description}: {len(alike)} jobs may never start, as Slurm says {alike[0]}: {remedy}; "
+                    f"`python -m slurm cancel {shlex.quote(self.description)}` ends them",
+                    flush=True,
+                )
 
     def _ended(self, place: _Place, status: Status | None) -> None:
         """Find out why a job ended with undone tasks, and retry or fail them."""
@@ -283,37 +365,47 @@ class ArraySupervisor:
 
 
 def make_executor(
-    array: Array, site: Site, parallel: int, bad_nodes: Iterable[str] = (), before: Array | None = None
-) -> SlurmExecutor:
+    array: Array, site: Site, parallel: int, code: Path, bad_nodes: Iterable[str] = (), before: Array | None = None
+) -> Sbatch:
     """submitit's executor for one array.
 
     Parameters
     ----------
     parallel : number of elements running at a time.
+    code : the folder of packages that the jobs import.
     bad_nodes : nodes not to use.
     before : an array that has to end first.
     """
     exclude = ",".join(filter(None, [site.exclude, *sorted(bad_nodes)]))
     threads = {name: str(array.asked["cpus"]) for name, value in ONE_THREAD.items() if value == "1"}
-    variables = {**ONE_THREAD, **threads, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(snapshot())}
+    variables = {**ONE_THREAD, **threads, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(code)}
     return site.executor(
         array.folder,
         array.asked,
         notice=90,
-        setup=[f"export {name}={value}" for name, value in variables.items()],
+        setup=[f"export {name}={shlex.quote(value)}" for name, value in variables.items()],
+        parallel=parallel,
         job_name=array.name,
-        array_parallelism=parallel,
         exclude=exclude or None,
         dependency=f"afterany:{before.job}" if before else None,
     )
 
 
-def snapshot(root: Path = Path()) -> Path:
-    """Copy the Python packages in `root` to a folder named by their content. Jobs run this copy, not later edits."""
+def snapshot(root: Path = Path(), dry: bool = False) -> Path:
+    """Copy the Python packages in `root` to a folder named by their content. Jobs run this copy, not later edits.
+
+    With `dry`, only the name of the folder is found.
+
+    Raises
+    ------
+    ClusterError : the path of the folder cannot be given to Python or Slurm.
+    """
     packages = sorted(path.parent for path in root.glob("*/__init__.py"))
     sources = [path for package in packages for path in sorted(package.rglob("*.py"))]
     folder = (root / ".work" / "code" / paths_sha256(sources)[:16]).absolute()
-    if not folder.exists():
+    if bad := re.search(r"[:%\\\n]", str(folder)):
+        raise ClusterError(f"{root.absolute()}: {bad[0]!r} in the path means something to PYTHONPATH or Slurm; move it")
+    if not folder.exists() and not dry:
         hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
         for path in sources:
             target = hidden / path.relative_to(root)
@@ -321,12 +413,3 @@ def snapshot(root: Path = Path()) -> Path:
             shutil.copyfile(path, target)
         hidden.rename(folder)
     return folder
-
-
-def _ask_until_answered() -> dict[str, Status]:
-    for seconds in commands.pauses():
-        jobs = commands.statuses()
-        if jobs is not None:
-            return jobs
-        time.sleep(seconds)
-    raise AssertionError

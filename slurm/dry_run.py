@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +12,7 @@ from slurm.journal import Array, slug
 from slurm.monitor import typical_seconds
 from slurm.resources import Resources
 from slurm.store import Store
-from slurm.task import WORK, Task, names
+from slurm.task import Task, names
 
 SHOWN = 20
 """Number of tasks listed by name."""
@@ -47,28 +45,18 @@ def show(
     if left:
         print("to do:", ", ".join(left[:SHOWN]) + (f", and {len(left) - SHOWN} more" if len(left) > SHOWN else ""))
     if left and chosen == "slurm":
-        print(_script(resources, description, len(missing)))
+        print(_script(store, resources, description, len(missing)))
 
 
-def _script(resources: Resources, description: str, number: int) -> str:
-    from submitit.helpers import environment_variables
-
-    from slurm.cluster import make_executor
+def _script(store: Store, resources: Resources, description: str, number: int) -> str:
+    from slurm.cluster import make_executor, snapshot
     from slurm.site import Site
 
     site = Site.here()
     elements = -(-number // resources.tasks_per_job)
     arrays = -(-elements // site.array_size)
-    WORK.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        executor = make_executor(Array(Path(folder), [], slug(description), resources.job()), site, resources.parallel)
-        # submitit gives its script to an sbatch that submits nothing. PATH holds no other: the real one is not found.
-        for name in ("sbatch", "srun"):
-            command = Path(folder, name)
-            command.write_text("#!/bin/sh\necho Submitted batch job 1\n")
-            command.chmod(0o755)
-        with environment_variables(PATH=Path(folder).absolute()):
-            executor.submit_array([print] * min(elements, site.array_size))
-        text = Path(folder, "1_submission.sh").read_text()
+    first = Array(store.root.absolute() / ".jobs" / "arrays" / "NEW", [], slug(description), resources.job())
+    executor = make_executor(first, site, resources.parallel, snapshot(dry=True))
+    text = executor.script(min(elements, site.array_size))
     head = f"{elements} jobs of up to {resources.tasks_per_job} tasks in {arrays} submissions; the first one's script:"
     return f"{head}\n\n{text}"

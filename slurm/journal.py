@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
+from slurm.commands import located
 from slurm.task import Task, names, read_json, write_json
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ class Array:
     run: str
     asked: dict[str, Any] = field(default_factory=dict)
     job: str | None = None  # None between the decision to submit it and Slurm's answer
+    cluster: str = ""  # another than the local one
 
     @property
     def name(self) -> str:
@@ -34,10 +38,14 @@ class Array:
         return f"{self.run}-{self.folder.name}"
 
     def id(self, index: int) -> str:
-        return str(self.job) if len(self.elements) == 1 else f"{self.job}_{index}"
+        """The id of an element, as `slurm.commands` takes it."""
+        return located(self._number(index), self.cluster)
 
     def log(self, index: int) -> Path:
-        return self.folder / f"{self.id(index)}_0_log.out"
+        return self.folder / f"{self._number(index)}_0_log.out"
+
+    def _number(self, index: int) -> str:
+        return str(self.job) if len(self.elements) == 1 else f"{self.job}_{index}"
 
     def now(self, index: int) -> dict[str, Any]:
         """Key of the task that an element began last, its node and its time."""
@@ -80,17 +88,19 @@ class Journal:
         for path in sorted((self.folder / "arrays").glob("*/array.json")):
             note = read_json(path)
             job = read_json(path.with_name("job.json")).get("id")
-            yield Array(path.parent, note["elements"], note["run"], note["asked"], job)
+            yield Array(path.parent, note["elements"], note["run"], note["asked"], job, note.get("cluster", ""))
 
-    def new_array(self, run: str, elements: list[list[str]], asked: dict[str, Any]) -> Array:
+    def new_array(self, run: str, elements: list[list[str]], asked: dict[str, Any], cluster: str = "") -> Array:
         """Note that an array is about to be submitted."""
         stamp = f"{time.time_ns():x}"
-        array = Array(self.folder / "arrays" / stamp, elements, run, asked)
+        array = Array(self.folder / "arrays" / stamp, elements, run, asked, cluster=cluster)
         array.folder.mkdir(parents=True)
-        write_json(array.folder / "array.json", {"elements": elements, "run": run, "asked": asked})
+        note = {"elements": elements, "run": run, "asked": asked, "cluster": cluster}
+        write_json(array.folder / "array.json", note)
         return array
 
     def submitted(self, array: Array, job: str) -> None:
+        """Note the id of an array's job."""
         array.job = job
         write_json(array.folder / "job.json", {"id": job})
 
@@ -99,6 +109,22 @@ class Journal:
         for array in self.arrays():
             if array.run == run:
                 (array.folder / "ended").touch()
+
+    def waits(self, run: str, reason: str = "") -> None:
+        """Note that a run can submit nothing or asks in vain, and why; without a reason, that it goes on."""
+        path = self.folder / "waits" / f"{run}.json"
+        if reason:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"reason": reason, "host": socket.gethostname(), "pid": os.getpid()})
+        else:
+            path.unlink(missing_ok=True)
+
+    def wait_of(self, run: str) -> str:
+        """Why a run waits; empty if it does not, or if its process is no more."""
+        note = read_json(self.folder / "waits" / f"{run}.json")
+        if not note or (note["host"] == socket.gethostname() and not psutil.pid_exists(note["pid"])):
+            return ""
+        return f"{note['reason']} (process {note['pid']} on {note['host']})"
 
     def forget(self, array: Array) -> None:
         shutil.rmtree(array.folder, ignore_errors=True)

@@ -1,22 +1,34 @@
-"""Checks before anything runs: params.yaml, the shipped weights, and a lock that a killed DVC has left."""
+"""Checks before anything runs: params.yaml, the shipped weights, and locks that a killed DVC has left."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
+import time
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
 from lorarar.diffusion import hub
+from lorarar.errors import UserError
 from stages.shared.context import Context
 from stages.shared.entry_point import run
 
 LOCKED = Path("requirements.lock")
 TABLE = Path(".dvc/tmp/rwlock")
 """DVC's table of the processes that read and write outputs."""
+
+LOCKS = (Path(".dvc/tmp/lock"), Path(".dvc/tmp/rwlock.lock"))
+"""DVC's locks of the repository and of the table."""
+
+SHARED_DISKS = re.compile(
+    r"nfs|lustre|gpfs|mmfs|beegfs|ceph|cifs|smb|afs|orangefs|glusterfs|fuse|9p|virtiofs|panfs|wekafs"
+)
+"""Types of file systems on which processes of other machines may hold a lock."""
 
 
 def main(context: Context) -> None:
@@ -26,6 +38,8 @@ def main(context: Context) -> None:
         from lorarar.diffusion.backbone import check_files
 
         check_files(*hub.locate(base), hub.fetch_command(base))
+    for lock in LOCKS:
+        forget_lock(lock)
     forget_killed(TABLE)
     if other := other_versions(LOCKED):
         print(f"note: not the versions of {LOCKED}, so figures may differ in their last digits: {', '.join(other)}")
@@ -42,6 +56,69 @@ def other_versions(lock: Path) -> list[str]:
         if found != expected:
             other.append(f"{name} {found} ({expected})")
     return other
+
+
+def forget_lock(lock: Path) -> None:
+    """Remove a lock file that stops DVC though no process holds it.
+
+    With `core.hardlink_lock` the file itself is the lock: a killed DVC leaves it, and so does one that ran before the
+    setting was made. Without the setting, the kernel frees the lock of a killed process, whatever file is left.
+
+    Raises
+    ------
+    UserError : the disk is shared, and another machine may hold the lock.
+    """
+    from dvc.config import Config
+
+    if not lock.exists() or not Config(str(lock.parents[1])).get("core", {}).get("hardlink_lock", False):
+        return
+    if not lock.read_text(errors="replace").endswith(".lock"):  # not by the name of a claim: of the kernel's kind
+        with lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            lock.unlink()
+    elif not _dvc_works_in(Path.cwd()):
+        disk = _file_system(lock)
+        if SHARED_DISKS.search(disk):
+            since = time.strftime("%F %T", time.localtime(lock.stat().st_mtime - timedelta(days=365).total_seconds()))
+            raise UserError(
+                f"{lock}: DVC's lock since {since}, by no process of this machine; if DVC runs on no other, `rm {lock}`; "
+                f"`dvc config --unset core.hardlink_lock` avoids such locks if the disk ({disk}) has flock"
+            )
+        lock.unlink()
+    else:
+        return
+    print(f"note: {lock}: removed, as no DVC holds this lock")
+
+
+def _dvc_works_in(folder: Path) -> bool:
+    """True if another process that is DVC, or uses it, may work in a folder."""
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    for process in psutil.process_iter():
+        try:
+            words = [word.replace(str(folder), "") for word in process.cmdline()]
+        except psutil.Error:
+            continue
+        if process.pid in own or not any("dvc" in word for word in words):
+            continue
+        try:
+            place = Path(process.cwd())
+        except psutil.AccessDenied:
+            return True  # a DVC of someone else, in a folder that is not known
+        except psutil.Error:
+            continue
+        if place.is_relative_to(folder):
+            return True
+    return False
+
+
+def _file_system(path: Path) -> str:
+    """Type of the file system of a path, such as ext4."""
+    path = path.resolve()
+    disks = [disk for disk in psutil.disk_partitions(all=True) if path.is_relative_to(disk.mountpoint)]
+    return max(disks, key=lambda disk: len(disk.mountpoint)).fstype if disks else "unknown"
 
 
 def forget_killed(table: Path) -> None:

@@ -21,7 +21,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeSlurm:
     monkeypatch.chdir(tmp_path / "project")
     slurm, folder, real = FakeSlurm(), tmp_path / "bin", utils.CommandFunction
     folder.mkdir()
-    for name in ("sbatch", "srun"):
+    for name in ("sbatch", "scontrol"):
         (folder / name).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 

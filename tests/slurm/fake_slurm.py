@@ -37,6 +37,9 @@ class FakeSlurm:
     asked: list[tuple[str, ...]] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
+    taken_without_answer: int = 0  # how many submissions more are taken, while sbatch hears nothing
+    answer: str = "Submitted batch job {}"
+    clusters: list[str] = field(default_factory=list)  # which were asked, by all commands with -M
     away: int = 0  # how many questions more the controller leaves without an answer
     accounting: dict[str, str] = field(default_factory=dict)
     at_once: int = 100
@@ -45,7 +48,7 @@ class FakeSlurm:
 
     def command(self, words: list[str]) -> str:
         """sbatch, as submitit calls it."""
-        if self.refusals:
+        if self.refusals and not self.taken_without_answer:
             raise utils.FailedJobError(f"sbatch: error: {self.refusals.pop(0)}")
         text = Path(words[1]).read_text()
         found = re.search(r"--array=0-(\d+)", text)
@@ -58,11 +61,16 @@ class FakeSlurm:
         for index in range(number):
             identity = f"{job}_{index}" if found else job
             self.jobs[identity] = Job(identity, name, folder, index)
-        return f"Submitted batch job {job}"
+        if self.taken_without_answer:
+            self.taken_without_answer -= 1
+            raise utils.FailedJobError("sbatch: error: Batch job submission failed: Socket timed out on send/recv")
+        return self.answer.format(job)
 
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         """All other commands."""
         self.asked.append(words)
+        if words[1:2] == ("-M",):
+            self.clusters.append(words[2])
         if words[0] == "sbatch":
             return subprocess.CompletedProcess(words, 0, "slurm 22.05", "")
         if self.away:
@@ -74,6 +82,7 @@ class FakeSlurm:
                 kept = "accounting_storage/slurmdbd" if self.accounting else "accounting_storage/none"
                 out = f"MaxArraySize = {self.max_array}\nClusterName = lab\nAccountingStorageType = {kept}\n"
             case "squeue":
+                out = "CLUSTER: x\n" * ("-M" in words)
                 for job in self.jobs.values():
                     number, _, index = job.id.partition("_")
                     out += f"{number}|{index or 'N/A'}|{job.state}|{job.node}|{job.name}|{job.reason}\n"
@@ -92,7 +101,9 @@ class FakeSlurm:
         assert len(self.waits) < 300, "it waits for ever"
         self.on_wait()
         pending = [job for job in self.jobs.values() if job.state == "PENDING" and job.reason == "None"]
-        for job in pending[: self.at_once]:
+        # The real elements wait a minute for their calls, too.
+        ready = [job for job in pending if (job.folder / f"{job.id}_submitted.pkl").exists()]
+        for job in ready[: self.at_once]:
             self._run(job, self.fates.pop(0) if self.fates else "COMPLETED")
 
     def _run(self, job: Job, fate: str) -> None:

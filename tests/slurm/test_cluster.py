@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from fake_slurm import FakeSlurm
 
 from lorarar.errors import UserError
 from slurm import monitor
-from slurm.commands import ClusterError
+from slurm.commands import ClusterError, Status
 from slurm.journal import Journal
 from slurm.resources import Resources
 from slurm.store import Store
@@ -180,24 +182,137 @@ def test_a_controller_that_does_not_answer_is_no_news(fake: FakeSlurm) -> None:
     assert len(fake.scripts) == 1 and ran() == letters(5)
 
 
+LIMIT = (
+    "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+)
+
+
 @pytest.mark.parametrize(
     "reason",
     [
         "Batch job submission failed: Unable to contact slurm controller (connect failure)",
         "Batch job submission failed: Socket timed out on send/recv operation",
-        "QOSMaxSubmitJobPerUserLimit",
+        "Batch job submission failed: Unexpected message received",
+        "Batch job submission failed: Zero Bytes were transmitted or received",
+        f"QOSMaxSubmitJobPerUserLimit\nsbatch: error: {LIMIT}",
+        f"AssocMaxSubmitJobLimit\nsbatch: error: {LIMIT}",
+        f"AssocGrpSubmitJobsLimit\nsbatch: error: {LIMIT}",
+        "MaxJobCount limit from slurm.conf has been reached",
+        "Slurm temporarily unable to accept job, sleeping and retrying\nsbatch: error: Batch job submission failed: "
+        "Resource temporarily unavailable",
     ],
 )
-def test_a_refusal_that_passes_is_waited_out(fake: FakeSlurm, reason: str) -> None:
-    fake.refusals = [reason] * 3
+def test_a_refusal_that_passes_is_waited_out_and_told(
+    fake: FakeSlurm, capsys: pytest.CaptureFixture[str], reason: str
+) -> None:
+    def look() -> None:
+        if len(fake.waits) == 2:
+            seen.extend(row.waits for row in monitor.progress(Path(".work")))
+
+    seen: list[str] = []
+    fake.refusals, fake.on_wait = [reason] * 3, look
     run("a")
-    assert ran() == ["a"] and len(list(Journal(ROOT).arrays())) == 1
+    assert ran() == ["a"] and len(list(Journal(ROOT).arrays())) == 1 and len(fake.scripts) == 1
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("texts: ")]
+    first = reason.partition("\n")[0]
+    assert len(told) == 2 and first in told[0] and re.search(r"waiting since \d{4}-.*; Ctrl-C ends the wait", told[0])
+    assert told[1] == "texts: Slurm answers, and it goes on"
+    assert (
+        len(seen) == 1 and first in seen[0] and "waiting since " in seen[0] and f"process {os.getpid()} on" in seen[0]
+    )
+    assert not next(iter(monitor.progress(Path(".work")))).waits, "it is over"
 
 
-def test_any_other_refusal_ends_the_run_with_its_reason(fake: FakeSlurm) -> None:
-    fake.refusals = ["invalid partition specified: gpuu"]
-    with pytest.raises(ClusterError, match=r"texts: sbatch refuses the jobs: .*invalid partition specified: gpuu"):
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "invalid partition specified: gpuu\nsbatch: error: Batch job submission failed: Invalid partition name",
+        "Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
+        f"QOSMaxWallDurationPerJobLimit\nsbatch: error: {LIMIT}",
+        f"AssocMaxWallDurationPerJobLimit\nsbatch: error: {LIMIT}",
+        "Memory limit per node exceeded\nsbatch: error: Memory required by task is not available",
+        "unrecognized option '--mmem=3'\nTry \"sbatch --help\" for more information",
+    ],
+)
+def test_any_other_refusal_ends_the_run_at_once_with_all_of_its_lines(fake: FakeSlurm, reason: str) -> None:
+    fake.refusals = [reason] * 2
+    with pytest.raises(ClusterError) as caught:
         run("a")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("texts: sbatch refuses the jobs: ") and not fake.waits
+    assert all(part.removeprefix("sbatch: error: ") in line for part in reason.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("answer", "fine"),
+    [("{}", True), ("{};x", True), ("wrapper 2.0\n{}", True), ("Submitted batch job {} on cluster x", True)],
+)
+def test_the_id_may_be_all_that_sbatch_prints(fake: FakeSlurm, answer: str, fine: bool) -> None:
+    fake.answer = answer
+    run("a", "b")
+    assert ran() == ["a", "b"] and len(fake.scripts) == 1
+
+
+def test_a_job_whose_id_was_not_printed_is_found_by_its_name(fake: FakeSlurm) -> None:
+    fake.answer = "thank you"
+    run("a", "b")
+    assert ran() == ["a", "b"] and len(fake.scripts) == 1
+
+
+def test_an_answer_without_an_id_and_without_a_job_is_an_error(fake: FakeSlurm) -> None:
+    fake.answer, fake.on_wait = "thank you", lambda: fake.jobs.clear()
+    with pytest.raises(ClusterError, match=r"sbatch printed no job id, but 'thank you', and squeue has no such job"):
+        run("a")
+    assert len(fake.scripts) == 1
+
+
+def test_a_job_that_slurm_took_without_an_answer_is_not_submitted_again(fake: FakeSlurm) -> None:
+    fake.taken_without_answer = 1
+    run("a", "b")
+    assert ran() == ["a", "b"] and len(fake.scripts) == 1
+
+
+def test_a_driver_killed_while_sbatch_ran_leaves_a_job_that_the_next_one_adopts(fake: FakeSlurm) -> None:
+    fake.taken_without_answer, fake.at_once, fake.on_wait = 1, 0, interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run("a", "b")
+    fake.at_once, fake.on_wait = 100, nothing
+    run("a", "b")
+    assert ran() == ["a", "b"] and len(fake.scripts) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("PartitionTimeLimit", "lower `minutes`"),
+        ("QOSMaxWallDurationPerJobLimit", "lower `minutes`"),
+        ("ReqNodeNotAvail, UnavailableNodes:n[1-2]", "sinfo -R"),
+        ("BadConstraints", "`constraint`"),
+        ("QOSMaxCpuPerJobLimit", "`cpus`"),
+        ("JobHeldUser", "scontrol release"),
+    ],
+)
+def test_jobs_that_may_never_start_are_named_once_with_reason_and_remedy(
+    fake: FakeSlurm, capsys: pytest.CaptureFixture[str], reason: str, remedy: str
+) -> None:
+    def hold() -> None:
+        for index in (1, 2):
+            fake.jobs[f"101_{index}"].reason = reason if len(fake.waits) < 20 else "None"
+        if len(fake.waits) == 10:
+            seen.extend(row.reason for row in monitor.progress(Path(".work")))
+
+    seen: list[str] = []
+    fake.on_wait = hold
+    run(*letters(3))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "may never start" in line]
+    assert line.startswith(f"texts: 2 jobs may never start, as Slurm says {reason}: ") and remedy in line
+    assert line.endswith("`python -m slurm cancel texts` ends them")
+    assert seen[0].startswith(f"{reason}: ") and remedy in seen[0] and seen[0].endswith("they may never start")
+
+
+def test_reasons_that_pass_are_not_alarming() -> None:
+    for reason in ("Priority", "Resources", "QOSMaxCpuPerUserLimit", "JobArrayTaskLimit", "Dependency", "BeginTime"):
+        assert not Status("PENDING", reason=reason).remedy
 
 
 def test_when_all_nodes_are_excluded_they_are_tried_again(fake: FakeSlurm) -> None:
@@ -301,6 +416,70 @@ def test_the_script_says_what_site_and_stage_ask_for(fake: FakeSlurm) -> None:
     assert "module load cuda\nulimit -c 0\n" in script
     assert "\nexec apptainer exec x.sif python -u -m submitit" in script
     assert "export OMP_NUM_THREADS=4\n" in script and "srun" not in script
+
+
+@pytest.mark.parametrize(
+    ("settings", "there", "absent"),
+    [
+        ({"sbatch": {"exclusive": True}}, ["--exclusive", "--mem=1536M"], ["--exclusive="]),
+        (
+            {"sbatch": {"mem": None, "requeue": None, "time": None}},
+            ["--cpus-per-task=4"],
+            ["--mem", "--requeue", "--time"],
+        ),
+        ({"sbatch": {"gpus_per_node": None, "gres": "gpu:a100:{gpus}"}}, ["--gres=gpu:a100:2"], ["--gpus-per-node"]),
+        ({"sbatch_gpu": {"gpus-per-node": "a100:{gpus}"}}, ["--gpus-per-node=a100:2"], ["--gpus-per-node=2"]),
+        ({"sbatch": {"mem": None, "mem-per-cpu": "{memory_mb_per_cpu}M"}}, ["--mem-per-cpu=384M"], ["--mem="]),
+        ({"partition": "cpu", "sbatch_gpu": {"partition": "gpu"}}, ["--partition=gpu"], ["--partition=cpu"]),
+        ({"reservation": "mine", "clusters": "x"}, ["--reservation=mine", "--clusters=x"], []),
+    ],
+)
+def test_a_site_may_change_every_option(
+    fake: FakeSlurm, settings: dict[str, Any], there: list[str], absent: list[str]
+) -> None:
+    site(settings)
+    run("a", memory_gb=1.5, cpus=4, gpus=2)
+    (script,) = fake.scripts
+    assert all(f"#SBATCH {line}\n" in script for line in there)
+    assert not any(f"#SBATCH {line}" in script for line in absent)
+
+
+def test_options_for_gpus_are_not_asked_for_without_them(fake: FakeSlurm) -> None:
+    site({"partition": "cpu", "sbatch_gpu": {"partition": "gpu"}})
+    run("a")
+    assert fake.told("partition") == ["cpu"]
+
+
+@pytest.mark.parametrize("where", ["site", "SBATCH_CLUSTERS", "SLURM_CLUSTERS"])
+def test_another_cluster_is_asked_itself_and_its_jobs_stay_its_own(
+    fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    if where == "site":
+        site({"clusters": "x"})
+    else:
+        monkeypatch.setenv(where, "x")
+    fake.at_once, fake.on_wait = 0, interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run("a", "b")
+    if where == "site":
+        Path("slurm/sites/lab.yaml").unlink()
+    else:
+        monkeypatch.delenv(where)
+    fake.at_once, fake.on_wait, fake.fates, fake.accounting = 100, nothing, ["FORGOTTEN"], {"101_0": "OUT_OF_MEMORY"}
+    run("a", "b")
+    assert fake.told("mem") == ["2048M", "4096M"] and ran() == ["a", "b"], "submitted again after its loss only"
+    about_first = [words for words in fake.asked if words[0] in ("squeue", "sacct")]
+    assert all(words[1:3] == ("-M", "x") for words in about_first if words[0] == "sacct")
+    assert ("squeue", "-M", "x") in {words[:3] for words in about_first}
+
+
+def test_cancel_reaches_the_cluster_of_the_jobs(fake: FakeSlurm) -> None:
+    site({"clusters": "x"})
+    fake.at_once, fake.on_wait = 0, interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run("a", "b")
+    assert monitor.cancel(Path(".work")) == 1
+    assert fake.asked[-1] == ("scancel", "-M", "x", "101")
 
 
 def test_without_a_file_for_the_site_nothing_particular_is_asked(fake: FakeSlurm) -> None:

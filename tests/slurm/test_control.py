@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import yaml
 from fake_slurm import FakeSlurm, Job
+from submitit.core.utils import DelayedSubmission
 from typer.testing import CliRunner
 
-from slurm import dry_run, fanout, job, monitor, pipeline_job
+from slurm import commands, dry_run, fanout, job, monitor, pipeline_job
 from slurm.__main__ import app
 from slurm.commands import ClusterError
 from slurm.journal import Journal, slug
@@ -96,15 +97,14 @@ def test_plan_shows_what_is_to_do_the_script_and_an_estimate(
     assert "not known yet" in capsys.readouterr().out
     store.run(tasks(3), SMALL, "texts", "inline")
     capsys.readouterr()
-    before = sorted(Path(".work").rglob("*"))
+    before = sorted(Path().rglob("*"))
     dry_run.show(store, tasks(15), SMALL, "slurm", 1, "texts")
     output = capsys.readouterr().out
     assert row(output)[:5] == ["texts", "15", "3", "12", "slurm"]
     assert row(output)[5].startswith("0.0")
     assert "to do: t3, t4" in output and "6 jobs of up to 2 tasks in 2 submissions" in output
     assert "#SBATCH --array=0-4%5" in output and "exec " in output
-    new = set(Path(".work").rglob("*")) - set(before)
-    assert not fake.scripts and all("code" in path.parts for path in new), "nothing is submitted or begun"
+    assert not fake.scripts and sorted(Path().rglob("*")) == before, "nothing is submitted, begun or written"
 
 
 def test_logs_prints_the_log_of_a_tasks_last_job(fake: FakeSlurm) -> None:
@@ -183,6 +183,11 @@ def test_the_example_of_a_site_is_one() -> None:
         ("partitoin: gpu", "partitoin: no such key; known: partition, account"),
         ("modules: cuda", "modules: Input should be a valid list"),
         ("a: [", "not YAML"),
+        ("- a", "should be keys with values"),
+        ("driver: {minutse: 3}", "driver.minutse: no such key; known: minutes, memory_gb"),
+        ("sbatch: {exclusive: false}", "sbatch.exclusive: should be `true`, a number, text, or `null`"),
+        ("sbatch: {mem: '{memory}'}", "sbatch: mem: no number is called {memory}; known: minutes, cpus"),
+        ("clusters: x,y", "clusters: clusters: 'x,y': name one cluster"),
     ],
 )
 def test_a_mistake_in_a_site_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -201,12 +206,59 @@ def test_the_driver_is_one_small_job_that_slurm_requeues(fake: FakeSlurm) -> Non
     assert "srun" not in script
 
 
+def test_the_driver_knows_its_site_where_it_runs(fake: FakeSlurm) -> None:
+    command("driver")
+    pickled = DelayedSubmission.load(Path(".work/driver/101_submitted.pkl")).function
+    assert pickled == pipeline_job.Command(["dvc", "repro"], "lab")
+
+
+@pytest.mark.parametrize("words", [["driver"], ["cancel", "texts"], ["cancel", "text"]])
+def test_without_slurm_or_a_stage_of_that_name_there_is_one_line_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    begin = time.monotonic()
+    with pytest.raises(ClusterError) as caught:
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert time.monotonic() - begin < 2 and "\n" not in str(caught.value)
+    expected = "driver: sbatch is not on PATH" if words == ["driver"] else f"{words[1]}: no stage of this name was run"
+    assert str(caught.value).startswith(expected)
+
+
+def test_cancel_of_an_unknown_stage_cancels_nothing(fake: FakeSlurm) -> None:
+    Store(ROOT, "").run(tasks(1), SMALL, "texts", "slurm")
+    with pytest.raises(ClusterError, match="text: no stage of this name was run; known: texts"):
+        CliRunner().invoke(app, ["cancel", "text"], catch_exceptions=False)
+    assert not fake.count("scancel")
+
+
+def test_slurm_asked_for_where_there_is_none_is_one_line_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    commands.configuration.cache_clear()
+    with pytest.raises(ClusterError, match=r"scontrol: not on PATH, .* or set `executor: local`"):
+        Store(ROOT, "").run(tasks(1), SMALL, "texts", "slurm")
+
+
+@pytest.mark.parametrize("below", [".dvc/tmp/exps/tmp12", ".work/experiments/tree"])
+def test_an_untracked_site_is_seen_from_a_clone_inside_the_repository(
+    fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    Path("slurm/sites").mkdir(parents=True)
+    Path("slurm/sites/lab.yaml").write_text("partition: mine\n")
+    Path(below).mkdir(parents=True)
+    monkeypatch.chdir(below)
+    assert Site.here().partition == "mine"
+
+
 def test_jobs_submitted_from_a_job_inherit_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SBATCH_PARTITION"):
+    users = {"SLURM_CONF", "SLURM_CLUSTERS", "SBATCH_PARTITION", "SBATCH_ACCOUNT"}
+    for name in {"SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SLURM_CLUSTER_NAME", "SBATCH_CPU_BIND_TYPE", *users}:
         monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
-    left = {name for name in without_job() if name.startswith(("SLURM", "SBATCH"))}
-    assert left == {"SLURM_CONF"}
+    assert {name for name in without_job() if name.startswith(("SLURM", "SBATCH"))} == users
 
 
 SLEEPER = """
@@ -235,7 +287,7 @@ def test_a_driver_whose_time_is_up_interrupts_and_is_requeued(tmp_path: Path, mo
     threading.Thread(target=notify).start()
     try:
         with pytest.raises(SystemExit):
-            pipeline_job.Command(["sleeper"])()
+            pipeline_job.Command(["sleeper"], "lab")()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
