@@ -97,9 +97,7 @@ class Sparse:
         roots = [sqrt(abs(weight)) for weight in weights]
         signed = [copysign(root, weight) for root, weight in zip(roots, weights, strict=True)]
 
-        rule = partial(
-            entries.merge, density=density, drop=self.drop, elects=self.elects, majority=majority or "total"
-        )
+        rule = partial(entries.merge, density=density, drop=self.drop, elects=self.elects, majority=majority or "total")
 
         # Each layer has a stream of its own, from which down draws before up.
         def combine(path: str, *parts: tuple[list[Tensor], Sequence[float]]) -> list[Tensor]:
