@@ -26,7 +26,7 @@ def merge(
     majority: Majority = "total",
     random: torch.Generator,
 ) -> Tensor:
-    """The weighted sum of sparse tensors, or with `elects` the mean of the entries that agree with the elected sign.
+    """The weighted sum of two sparse tensors, or with `elects` the mean of what agrees with the elected sign.
 
     Parameters
     ----------
@@ -47,7 +47,8 @@ def merge(
         kept = [keep_largest(tensor, density) for tensor in tensors]
     else:
         kept = [keep_random(tensor, density, random) for tensor in tensors]
-    return (elect(kept, weights, majority) if elects else _sum(kept, weights)).add_(0.0)  # no zero is negative
+    merged = elect(kept, weights, majority) if elects else kept[0].mul_(weights[0]).add_(kept[1].mul_(weights[1]))
+    return merged.add_(0.0)  # no zero is negative, as in peft
 
 
 def keep_largest(tensor: Tensor, density: float) -> Tensor:
@@ -60,12 +61,13 @@ def keep_largest(tensor: Tensor, density: float) -> Tensor:
         return tensor * 0
     magnitudes = tensor.abs().flatten()
     # Magnitudes have the order of their bits, and numpy selects whole numbers several times as fast as torch floats.
-    bits = magnitudes.cpu().numpy().view(np.int32)
+    bits = magnitudes.view(torch.int32)
     place = len(bits) - count
-    threshold = float(np.partition(bits, place)[place : place + 1].view(np.float32)[0])
-    mask = (magnitudes >= threshold).to(tensor.dtype)
-    if torch.count_nonzero(mask) != count:  # the threshold has equals, or is NaN
-        mask.zero_()[magnitudes.topk(count, sorted=False).indices] = 1
+    parted = np.partition(bits.cpu().numpy(), place)
+    if place and parted[:place].max() == parted[place]:
+        mask = torch.zeros_like(magnitudes).index_fill_(0, bits.topk(count, sorted=False).indices, 1)
+    else:
+        mask = magnitudes.ge_(parted.view(np.float32)[place].item())
     return mask.view_as(tensor).mul_(tensor)
 
 
@@ -77,23 +79,13 @@ def keep_random(tensor: Tensor, density: float, random: torch.Generator) -> Tens
 
 
 def elect(kept: Sequence[Tensor], weights: Sequence[float], majority: Majority = "total") -> Tensor:
-    """For each entry, the mean of the weighted values that have the sign of the majority; zeros have none.
+    """The mean, for each entry, of the weighted values of two tensors that have the sign of the majority.
 
-    A draw counts as positive. `kept` is overwritten.
+    A zero has no sign, and a draw counts as positive. The tensors are overwritten.
     """
     signs = [tensor.sign() for tensor in kept]
-    votes = _sum(kept if majority == "total" else signs)
-    elected = votes.ge_(0).mul_(2).sub_(1)
+    elected = torch.add(*(kept if majority == "total" else signs)).ge_(0).mul_(2).sub_(1)
     agree = [sign.eq_(elected) for sign in signs]
-    for tensor, voice in zip(kept, agree, strict=True):
-        tensor.mul_(voice)
-    return _sum(kept, weights).div_(_sum(agree).clamp_(min=1))
-
-
-def _sum(tensors: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
-    """The weighted sum."""
-    first, *rest = tensors if weights is None else [t.mul(w) for t, w in zip(tensors, weights, strict=True)]
-    total = first.clone() if weights is None else first
-    for tensor in rest:
-        total += tensor
-    return total
+    for tensor, weight, voice in zip(kept, weights, agree, strict=True):
+        tensor.mul_(weight).mul_(voice)
+    return kept[0].add_(kept[1]).div_(agree[0].add_(agree[1]).clamp_(min=1))
