@@ -63,7 +63,7 @@ check-full-size: $(STAMP)
 
 # A virtual environment of its own: the site needs no PyTorch, as the API is read from the source.
 docs: .venv-docs/installed
-	@.venv-docs/bin/mkdocs build --strict --quiet --site-dir site
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --site-dir site
 	@echo 'Documentation: site/index.html'
 
 .venv-docs/installed: docs/requirements.txt
