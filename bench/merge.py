@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorarar.api import merge_files
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merging import columns, klora
-from lorarar.merging.api import merge_files
 from lorarar.merging.hypernet import HyperNetwork, ends_with
 from lorarar.merging.registry import METHODS
 
@@ -38,7 +38,7 @@ ROUNDS = 5
 PEAK = """
 import sys
 from pathlib import Path
-from lorarar.merging.api import merge_files
+from lorarar.api import merge_files
 content, style, hypernet, out = map(Path, sys.argv[1:])
 merge_files(content, style, out, options={"hypernet": hypernet}, force=True)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from lorarar.version import __version__
 
 if TYPE_CHECKING:
+    from lorarar.api import merge as merge
     from lorarar.contents import inspect as inspect
     from lorarar.lora.adapter import Adapter as Adapter
-    from lorarar.merging.api import merge as merge
     from lorarar.merging.registry import methods as methods
 
 __all__ = ["Adapter", "__version__", "inspect", "merge", "methods"]
@@ -16,7 +16,7 @@ __all__ = ["Adapter", "__version__", "inspect", "merge", "methods"]
 _HOME = {
     "Adapter": "lorarar.lora.adapter",
     "inspect": "lorarar.contents",
-    "merge": "lorarar.merging.api",
+    "merge": "lorarar.api",
     "methods": "lorarar.merging.registry",
 }
 

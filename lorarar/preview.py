@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lorarar import pictures, shipped
+from lorarar.api import merge
 from lorarar.data.catalog import Catalog
 from lorarar.diffusion.backbone import Backbone, LongPrompts
 from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
-from lorarar.merging.api import merge
 from lorarar.merging.klora import Schedule
 from lorarar.merging.registry import METHODS
 from lorarar.pictures import Picture

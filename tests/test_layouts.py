@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lorarar.api import merge_files
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
-from lorarar.merging.api import merge_files
 from tests.loaders import PROGRAMS
 from tests.writers import WRITERS, Written
 

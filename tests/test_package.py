@@ -75,14 +75,15 @@ def test_merging_needs_nothing_of_the_repository(package: Path, tmp_path: Path, 
     assert Path(found.stdout.decode().strip()).is_relative_to(package)
 
 
-@pytest.mark.parametrize("first", ["lorarar", "lorarar.merging", "lorarar.merging.columns", "lorarar.merging.api"])
+@pytest.mark.parametrize("first", ["lorarar", "lorarar.merging", "lorarar.merging.columns", "lorarar.api"])
 def test_the_public_names_work_in_every_order_of_imports(first: str) -> None:
     code = f"""
 import sys, inspect, lorarar
 assert "torch" not in sys.modules
 import {first}
 from lorarar import Adapter, merge
-from lorarar.merging import api, columns
+from lorarar import api
+from lorarar.merging import columns
 import lorarar.merging.columns as again
 assert columns is again and Adapter is api.Adapter and callable(merge) and lorarar.merge is merge
 assert inspect.signature(lorarar.merge) == inspect.signature(api.merge)

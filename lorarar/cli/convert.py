@@ -32,9 +32,10 @@ def run(
     force: Force = False,
 ) -> None:
     """Write a LoRA file in another format, diffusers' by default; alpha is folded into the factors."""
+    from lorarar import describe
     from lorarar.errors import UserError
     from lorarar.files import refuse_existing
-    from lorarar.lora import base_models, describe, formats
+    from lorarar.lora import base_models, formats
     from lorarar.lora.adapter import Adapter
 
     if format and program:

@@ -44,7 +44,7 @@ def run(
     force: Force = False,
 ) -> None:
     """Merge two LoRA files into one standard LoRA file."""
-    from lorarar.merging.api import merge_files
+    from lorarar.api import merge_files
 
     begun = time.monotonic()
     options = parse_settings(setting)

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from lorarar import describe
 from lorarar.errors import UserError
 from lorarar.files import refuse_existing, sha256
-from lorarar.lora import base_models, describe, formats
+from lorarar.lora import base_models, formats
 from lorarar.lora.adapter import Adapter
 from lorarar.merging.hypernet import HyperNetwork
 from lorarar.merging.klora import Schedule
