@@ -5,12 +5,14 @@ STAMP := .venv/installed-from-requirements.lock
 PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-faults test-cluster test-gpu check-full-size docs
+.PHONY: help repro taste test test-faults test-pythons test-cluster test-gpu check-full-size docs
 
 help:
 	@echo 'make repro   run the whole benchmark: train, merge, generate, score, write results/ (does only what is missing)'
+	@echo 'make taste   one picture of the idea: subject, style, five merges and the truth (two minutes)'
 	@echo 'make test    lint, check types and run the tests'
 	@echo 'make test-faults    kills, flipped bits, full disks and 400,000 spoilt files (docs/reliability.md; about an hour)'
+	@echo 'make test-pythons   the built wheel in empty environments of every Python from 3.11 on, with the tests of the core'
 	@echo 'make test-cluster   test against a real Slurm of two nodes, started here (needs slurm-wlm, munge and root)'
 	@echo 'make test-gpu       the same bits every time, and what a CPU computes (needs a GPU; all other tests use none)'
 	@echo 'make check-full-size   the whole UNets of SDXL and KOALA, random weights, on CPU or GPU (6 minutes, 9 GiB of memory)'
@@ -37,6 +39,12 @@ repro: $(STAMP)
 	@$(BIN)/python -m stages.shared.preflight
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@echo 'Results: results/*/report.html; numbers: $(BIN)/dvc metrics show'
+
+taste: $(STAMP)
+	@$(BIN)/lorarar generate dog8 glowing -o taste -n 1 --force -m direct -m ties -m nplora -m klora -m lorarar
+
+test-pythons: $(STAMP)
+	@$(BIN)/python tests/wheels.py --tests
 
 # The tests against a real Slurm, where they are asked for, mostly wait: a process of their own costs the others little.
 test: $(STAMP)

@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorarar.api import merge_files
+from lorarar.contents import compare
 from lorarar.errors import UserError
-from lorarar.lora.adapter import Adapter
+from lorarar.lora.adapter import Adapter, Factors
 from tests.loaders import PROGRAMS
 from tests.writers import WRITERS, Written
 
@@ -167,3 +168,20 @@ def test_folders_pickles_and_long_names(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="a folder with no single LoRA in it"):
         Adapter.load(tmp_path / "empty")
+
+
+def test_two_files_are_compared_before_a_merge() -> None:
+    torch.manual_seed(0)
+    start, other = torch.randn(4, 640), torch.randn(4, 640)
+    one = Adapter({PATH: Factors(start, torch.randn(640, 4))})
+    kin = Adapter({PATH: Factors(start + 0.01 * torch.randn(4, 640), 10 * torch.randn(640, 4))})
+    stranger = Adapter({PATH: Factors(other, torch.randn(640, 4))})
+    near, far = compare(one, kin), compare(one, stranger)
+    assert near.overlap > 0.99 and far.overlap == pytest.approx(4 / 640, rel=1) and far.by_chance == 4 / 640
+    assert any("common random start" in text for text in near.warnings) and not far.warnings
+    assert any("the second is much stronger" in text for text in near.warnings)
+    dense = [adapter.layers[PATH].delta.flatten() for adapter in (one, stranger)]
+    assert far.cosine == pytest.approx(float(torch.cosine_similarity(*dense, dim=0)), abs=1e-6)
+    against = Adapter({PATH: Factors(start, -one.layers[PATH].up)})
+    assert compare(one, against).cosine == pytest.approx(-1)
+    assert any("oppose" in text for text in compare(one, against).warnings)

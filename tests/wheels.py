@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -143,7 +142,7 @@ def use_extras(core: Path, data: Path) -> None:
     own = environment(f"{version}-extras", sys.executable)
     for extra in ("study", "scoring", "server", "diffusion", "pocket", "benchmark"):
         pip(own, "install", f"{core}[{extra}]", "--find-links", data.parent)
-        listed, megabytes = size(own)
+        listed, megabytes = size(own, extra)
         print(f"with [{extra}]: {len(listed)} packages, {megabytes:.0f} MB")
         with tempfile.TemporaryDirectory() as folder:
             if extra == "pocket":
@@ -182,20 +181,31 @@ def run(python: str, *words: str | Path, cwd: str | Path = ROOT, status: int = 0
     return done.stdout + done.stderr
 
 
-def size(python: str) -> tuple[list[str], float]:
-    """Names of the packages beyond torch and what comes with it, and their megabytes on the disk."""
-    code = """
-from importlib.metadata import distributions
-for one in distributions():
-    bytes = sum(p.stat().st_size for f in one.files or () if (p := f.locate()).is_file())
-    print(one.name.lower(), bytes)
+def size(python: str, extra: str = "") -> tuple[list[str], float]:
+    """Names of the packages that lorarar needs beyond torch and what torch needs, and their megabytes on the disk."""
+    code = f"""
+from importlib.metadata import distribution
+from pip._vendor.packaging.requirements import Requirement
+
+def needs(name, extras):
+    found, left = set(), [(name, frozenset(extras))]
+    while left:
+        name, extras = one = left.pop()
+        if one in found:
+            continue
+        found.add(one)
+        for line in distribution(name).requires or ():
+            wanted = Requirement(line)
+            if not wanted.marker or any(wanted.marker.evaluate({{"extra": extra}}) for extra in extras or [""]):
+                left.append((wanted.name.lower().replace("_", "-"), frozenset(wanted.extras)))
+    return {{name for name, _ in found}}
+
+for name in needs("lorarar", [{extra!r}]) - needs("torch", []):
+    files = [file.locate() for file in distribution(name).files or ()]
+    print(name, sum(file.stat().st_size for file in files if file.is_file()))
 """
     found = dict(line.split() for line in run(python, "-c", code).splitlines())
-    of_torch = re.compile(
-        r"torch|nvidia-.*|cuda-.*|triton|pip|setuptools|sympy|mpmath|networkx|jinja2|markupsafe|fsspec|filelock|typing[-_]extensions"
-    )
-    names = sorted(name for name in found if not of_torch.fullmatch(name))
-    return names, sum(int(found[name]) for name in names) / 1e6
+    return sorted(found), sum(map(int, found.values())) / 1e6
 
 
 if __name__ == "__main__":

@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorarar.errors import printable
 
-EXAMPLES = "Example: `lorarar inspect cat.safetensors`"
+if TYPE_CHECKING:
+    from lorarar.contents import Contents
+
+EXAMPLES = """Examples:
+
+`lorarar inspect cat.safetensors`
+
+`lorarar inspect cat.safetensors watercolor.safetensors`"""
 
 
 def run(
     file: Annotated[Path, typer.Argument(help="LoRA file in any format.", show_default=False)],
+    other: Annotated[
+        Path | None, typer.Argument(help="A second one: what both have in common, before they are merged.")
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
 ) -> None:
-    """Describe a LoRA file: format, base model, layers, ranks, norms."""
-    from lorarar.contents import inspect
+    """Describe a LoRA file: format, base model, layers, ranks, norms; or compare two before a merge."""
+    from lorarar.contents import compare, contents
+    from lorarar.lora import base_models, formats
+    from lorarar.lora.adapter import Adapter
 
-    found = inspect(file)
+    files = [formats.locate(path) for path in (file, other) if path]
+    adapters = [Adapter.load(path) for path in files]
+    for path, adapter in zip(files, adapters, strict=True):
+        adapter.check(str(path))
+        _show(path, contents(adapter), layers)
+    if len(adapters) == 1:
+        return
+    base_models.same(*(adapter.layers for adapter in adapters), names=[str(path) for path in files])
+    found = compare(*adapters)
+    typer.echo(f"both: {found.shared} layers; only the first: {found.only_first}, only the second: {found.only_second}")
+    typer.echo(f"norm of the first over the second's: {found.norm_ratio:.3g}; cosine of updates: {found.cosine:.3f}")
+    typer.echo(f"overlap of row spaces: {found.overlap:.3f}, by chance {found.by_chance:.3f}")
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}")
+
+
+def _show(file: Path, found: Contents, layers: bool) -> None:
+    from lorarar.describe import triggers
+
     typer.echo(f"{file}: {found.format} format, {file.stat().st_size / 1e6:.1f} MB")
     typer.echo(f"base: {found.base}, by the shapes of its layers")
     if found.layers:
@@ -29,6 +59,8 @@ def run(
         typer.echo(f"norm of all updates: {found.norm:.4g}; largest: {found.layers[largest].norm:.4g} in {largest}")
     if found.others:
         typer.echo(f"other layers: {len(found.others)}, such as {found.others[0]}")
+    for phrase in triggers(found.metadata):
+        typer.echo(printable(f"trigger words: {phrase}"))
     for key, value in found.metadata.items():
         typer.echo(printable(f"{key}: {value if len(value) <= 200 else value[:200] + ' ...'}"))
     if layers:
