@@ -13,4 +13,6 @@ class Formulas(Extension):
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Changes the docstring in place."""
         if obj.docstring:
-            obj.docstring.value = obj.docstring.value.replace("] [", "] \\[")
+            lines = obj.docstring.value.splitlines()  # an indented one is code, where nothing is a link
+            escaped = [line if line.startswith(" ") else line.replace("] [", "] \\[") for line in lines]
+            obj.docstring.value = "\n".join(escaped)
