@@ -84,7 +84,7 @@ def forget_lock(lock: Path) -> None:
         if SHARED_DISKS.search(disk):
             since = time.strftime("%F %T", time.localtime(lock.stat().st_mtime - timedelta(days=365).total_seconds()))
             raise UserError(
-                f"{lock}: DVC's lock since {since}, by no process of this machine; if DVC runs on no other, `rm {lock}`; "
+                f"{lock}: DVC's lock since {since}, by no process here; if DVC runs on no other machine, `rm {lock}`; "
                 f"`dvc config --unset core.hardlink_lock` avoids such locks if the disk ({disk}) has flock"
             )
         lock.unlink()
