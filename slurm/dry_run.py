@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -27,13 +28,14 @@ def show(
     description: str,
 ) -> None:
     """Print what `Store.run` would do with these arguments."""
-    planned = store.plan(tasks)
-    missing = store.missing(planned)
+    unmade = sorted({str(path) for task in tasks for path in task.reads if not Path(path).exists()})
+    planned = list(tasks) if unmade else store.plan(tasks)
+    missing = planned if unmade else store.missing(planned)  # without its inputs no task has a key, so none is done
     chosen = choose(executor)
     at_once, in_a_row = (resources.parallel, resources.tasks_per_job) if chosen == "slurm" else (workers, 1)
     at_once = 1 if chosen == "inline" else at_once
     table = Table("stage", "tasks", "done", "to do", "where", "hours of work", "hours from start to end")
-    done = {task.key for task in planned} - {task.key for task in missing}
+    done = set() if unmade else {task.key for task in planned} - {task.key for task in missing}
     each = typical_seconds(store.root, done or names(store.root))
     rounds = -(-len(missing) // (at_once * in_a_row))
     lengths = (len(missing), rounds * in_a_row)  # in tasks
@@ -41,6 +43,10 @@ def show(
     numbers = (len(planned), len(planned) - len(missing), len(missing))
     table.add_row(description, *map(str, numbers), chosen, *hours)
     Console().print(table)
+    limits = f"{resources.minutes} minutes, {resources.memory_gb:g} GB, {resources.cpus} cores, {resources.gpus} GPUs"
+    print(f"{description}: each job asks for {limits}")
+    if unmade:
+        print(f"{description}: {len(unmade)} inputs are not made yet, the first is {unmade[0]}")
     left = [task.name for task in missing]
     if left:
         print("to do:", ", ".join(left[:SHOWN]) + (f", and {len(left) - SHOWN} more" if len(left) > SHOWN else ""))

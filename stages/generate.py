@@ -11,7 +11,7 @@ from lorarar import pictures
 from lorarar.errors import UserError
 from slurm.task import Task
 from stages.shared.base_model import Model, base_model
-from stages.shared.context import Context, Group, collect
+from stages.shared.context import Context, Group, collect, present
 from stages.shared.entry_point import run
 from stages.shared.sample_task import Sample
 
@@ -81,7 +81,7 @@ def _task(context: Context, method: str, split: str, pair: str, entry: dict[str,
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(present(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); run `dvc repro merge`") from None
 

@@ -22,7 +22,8 @@ def main(context: Context) -> None:
     """Draw the pictures of the miniature world, or fetch the photographs that world.yaml names."""
     world = yaml.safe_load(present(context.data / "world.yaml").read_text(encoding="utf-8"))
     out = context.work / "images"
-    shutil.rmtree(out, ignore_errors=True)
+    if not context.plan:
+        shutil.rmtree(out, ignore_errors=True)
     if "photographs" in world:
         photograph(context, Path(world["photographs"]), out)
     else:

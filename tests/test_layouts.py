@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,25 @@ def test_two_files_are_compared_before_a_merge() -> None:
     against = Adapter({PATH: Factors(start, -one.layers[PATH].up)})
     assert compare(one, against).cosine == pytest.approx(-1)
     assert any("oppose" in text for text in compare(one, against).warnings)
+
+
+def test_the_table_in_the_documentation_is_what_the_rules_give() -> None:
+    """`WRITE_TABLES=1` writes it."""
+    page = Path(__file__).parents[1] / "docs/compatibility.md"
+    rows = [f"| layout | {' | '.join(PROGRAMS)} |", f"| --- |{' ---: |' * len(PROGRAMS)}"]
+    for name, write in WRITERS.items():
+        found: dict[str, list[str]] = {program: [] for program in PROGRAMS}
+        for base in BASES:
+            written = write(base, 1, seed=1)
+            for program, match in PROGRAMS.items():
+                matched, number = match(written.tensors, base, written.metadata).matched, len(written.truth)
+                found[program].append("all" if matched == number else f"{matched} of {number}" if matched else "none")
+        cells = [cell[0] if len(set(cell)) == 1 else " / ".join(cell) for cell in found.values()]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition("<!-- table -->\n")
+    table, end, after = rest.partition("<!-- end of table -->")
+    if os.environ.get("WRITE_TABLES"):
+        page.write_text(f"{before}<!-- table -->\n" + "\n".join(rows) + f"\n{end}{after}", encoding="utf-8")
+    else:
+        assert table.splitlines() == rows

@@ -177,9 +177,10 @@ class Context:
         list of dict
             For each group, name of a task -> the folder of its result.
         """
-        for group in groups:
-            for path in (path for task in group.tasks for path in task.reads):
-                present(path)
+        if not self.plan:
+            for group in groups:
+                for path in (path for task in group.tasks for path in task.reads):
+                    present(path)
         executor = self.params.executor
         asked = [(self.params.jobs[group.store.root.name], self.workers_of(group.store.root.name)) for group in groups]
         if self.plan:
@@ -194,6 +195,10 @@ class Context:
             group.store.run(group.tasks, resources, group.description, executor, workers)
             for group, (resources, workers) in zip(groups, asked, strict=True)
         ]
+
+
+class NotMade(UserError):
+    """A file or folder does not exist yet."""
 
 
 def code_of(stage: str) -> list[str]:
@@ -211,7 +216,7 @@ def present(path: Path | str) -> Path:
     """Return the path if it exists; raise `UserError` otherwise."""
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; `dvc repro` makes it, `git checkout` restores what git keeps")
+        raise NotMade(f"{path}: no such file or folder; `dvc repro` makes it, `git checkout` restores what git keeps")
     return path
 
 

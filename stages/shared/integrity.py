@@ -39,7 +39,7 @@ def verify_shipped(data: Path) -> None:
             raise UserError(f"{path}: {_state(path)}; restore it with `git checkout {file}`")
 
 
-def verify_outputs(stage: str) -> None:
+def verify_outputs(stage: str, missing: bool = False) -> None:
     """Compare the inputs of a stage that is run by hand with `dvc.lock`.
 
     DVC does so itself, and repeats the stages whose outputs have changed.
@@ -47,6 +47,7 @@ def verify_outputs(stage: str) -> None:
     Parameters
     ----------
     stage : a name in dvc.lock; for others, everything is compared.
+    missing : accept that files are missing, as in a fresh clone.
 
     Raises
     ------
@@ -60,7 +61,8 @@ def verify_outputs(stage: str) -> None:
     for name, entry in stages.items():
         for out in entry.get("outs", []) if name != stage else []:
             for path, md5 in _files(out) if any(_overlap(out["path"], other) for other in read) else []:
-                if not path.is_file() or _md5(path) != md5:
+                there = path.is_file()
+                if (there or not missing) and (not there or _md5(path) != md5):
                     raise UserError(f"{path}: {_state(path)} since DVC made it; run `dvc repro`")
 
 
