@@ -53,6 +53,8 @@ test: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@echo 'Checking types (mypy) ...'
 	@$(BIN)/mypy
+	@echo 'Trying the wheel on other Pythons ...'
+	@$(BIN)/python tests/wheels.py --tests 3.12 3.13
 	@echo 'Running the tests (pytest) ...'
 	@$(if $(TEST_CLUSTER),$(PYTEST) -m quiet tests/cluster,:)
 	@$(PYTEST) -n $(if $(TEST_CLUSTER),3 -m 'not slow and not quiet',2) --dist loadfile

@@ -99,7 +99,8 @@ def test_hooks_before_a_commit_are_pinned_and_are_those_of_make_test() -> None:
 
 
 def test_the_changelog_knows_the_present_version() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    from lorarar import __version__ as version
+
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## \[(.+?)\]", text, re.MULTILINE)
     assert headings[:2] == ["Unreleased", version]
