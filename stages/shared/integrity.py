@@ -14,7 +14,7 @@ import yaml
 from lorarar.errors import UserError
 from lorarar.files import sha256
 
-LOCK, CACHE = Path("dvc.lock"), Path(".dvc/cache/files/md5")
+LOCK = Path("dvc.lock")
 
 
 def verify_shipped(data: Path) -> None:
@@ -66,6 +66,13 @@ def verify_outputs(stage: str, missing: bool = False) -> None:
                     raise UserError(f"{path}: {_state(path)} since DVC made it; run `dvc repro`")
 
 
+def cache() -> Path:
+    """The folder of DVC's cache that holds lists of files, wherever the configuration puts it (`dvc cache dir`)."""
+    from dvc.config import Config
+
+    return Path(Config(".dvc").get("cache", {}).get("dir") or ".dvc/cache", "files/md5")
+
+
 def _overlap(a: str, b: str) -> bool:
     """True if one path is the other or lies within it."""
     return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
@@ -78,8 +85,9 @@ def _files(out: dict[str, Any]) -> Iterator[tuple[Path, str]]:
         yield path, md5
         return
     try:
-        listed = json.loads((CACHE / md5[:2] / md5[2:]).read_text(encoding="utf-8"))
+        listed = json.loads((cache() / md5[:2] / md5[2:]).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        print(f"note: {path}: DVC's cache {cache()} does not have its list of files, so they are not compared")
         return
     yield from ((path / entry["relpath"], entry["md5"]) for entry in listed)
 

@@ -95,7 +95,7 @@ def test_what_is_shipped(finished: Path, kind: str) -> None:
     assert content(finished, "[ar]*/pocket/**/*") == before
 
 
-def world(folder: Path, text: str) -> Path:
+def world(folder: Path, text: str, cache: Path) -> Path:
     """A file and a folder that DVC has made, as it notes them."""
     made = folder / "artifacts/bank/dog.bin"
     made.parent.mkdir(parents=True)
@@ -105,7 +105,7 @@ def world(folder: Path, text: str) -> Path:
     figures.write_text("{}")
     listing = json.dumps([{"md5": hashlib.md5(text.encode()).hexdigest(), "relpath": "dog.bin"}]).encode()
     md5 = hashlib.md5(listing).hexdigest() + ".dir"
-    kept = folder / integrity.CACHE / md5[:2] / md5[2:]
+    kept = cache / "files/md5" / md5[:2] / md5[2:]
     kept.parent.mkdir(parents=True)
     kept.write_bytes(listing)
     stages = {
@@ -118,9 +118,16 @@ def world(folder: Path, text: str) -> Path:
     return made
 
 
-def test_a_stage_by_hand_reads_nothing_that_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = world(tmp_path, "weights")
+@pytest.mark.parametrize("cache", [".dvc/cache", "shared/cache"])
+def test_a_stage_by_hand_reads_nothing_that_has_changed(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever DVC's cache is: groups share one."""
+    made = world(tmp_path, "weights", tmp_path / cache)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc").mkdir(exist_ok=True)
+    if cache != ".dvc/cache":
+        (tmp_path / ".dvc/config.local").write_text(f"[cache]\n    dir = ../{cache}\n")
     for stage in ("merge", "report", "new"):
         integrity.verify_outputs(stage)
     flip(made, random.Random(SEED))
