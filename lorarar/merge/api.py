@@ -123,7 +123,8 @@ def merge_files(
             }
             if isinstance(merged, Schedule):
                 merged.save(out)
-                return ["K-LoRA's result is a schedule, not one LoRA: this file is for `lorarar`, not for other tools"]
+                note = "result is a schedule, not one LoRA: this file is for `lorarar`, not for other tools"
+                return [f"{row.title}'s {note}"]
             ranks = {factors.rank for part in (merged.layers, merged.unmerged) for factors in blanks(part).values()}
             merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(ranks)))
             merged.save(out, format=format)
