@@ -92,12 +92,14 @@ def test_merges_by_a_hypernetwork(files, monkeypatch) -> None:
 def test_every_method_writes_every_format(files, monkeypatch, method: str, format: str) -> None:
     content, style, out = files
     words = ["merge", content, style, "-o", out, "-m", method, "-f", format, "-d", "fp16"]
-    assert run(monkeypatch, *words) == 0
+    options = {f"{side}_blocks": ("down_blocks",) for side in ("content", "style") if method.endswith("_blocks")}
+    settings = [word for name, value in options.items() for word in ("-s", f"{name}={value}")]
+    assert run(monkeypatch, *words, *settings) == 0
     merged = Adapter.load(out)
     assert merged.layers.keys() == set(LAYERS) and merged.layers[LAYERS[0]].down.dtype == torch.float16
     assert torch.equal(
         merged.layers[LAYERS[0]].delta,
-        lorarar.merge(content, style, method=method, dtype=torch.float16).layers[LAYERS[0]].delta,
+        lorarar.merge(content, style, method=method, dtype=torch.float16, **options).layers[LAYERS[0]].delta,
     )
 
 

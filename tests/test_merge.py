@@ -145,7 +145,9 @@ def test_a_merge_is_computed_while_it_is_saved(tmp_path, monkeypatch, name, form
     others = {"unet.conv_in": Factors(torch.randn(2, 4, 3, 3), torch.randn(6, 2, 1, 1))}
     one, other = make(3, 1, shapes), Adapter(make(2, 2, shapes).layers, others=others)
     del one.layers[f"{block}.to_v"]
-    options = {"lorarar": {"hypernet": HyperNetwork([8])}, "ziplora": {"coefficients": {}}}.get(name, {})
+    given = {"lorarar": {"hypernet": HyperNetwork([8])}, "ziplora": {"coefficients": {}}}
+    blocks = {"content_blocks": ("down_blocks",), "style_blocks": ("down_blocks",)}
+    options = blocks if name.endswith("_blocks") else given.get(name, {})
     lazy = METHODS[name].merge(one, other, dtype=torch.float16, **options)
     solid = lazy.computed()
     assert lazy.ranks == solid.ranks and isinstance(solid.layers, dict) and isinstance(solid.others, dict)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
+from lorarar.lora.lazy import blanks
 from lorarar.merging import columns, entries, klora, nplora, svd
 from lorarar.merging.hypernet import HyperNetwork
 from lorarar.merging.klora import Schedule
@@ -185,10 +186,8 @@ def test_entries_have_the_bits_of_pefts_functions(name, majority, density, kind)
         torch.manual_seed(3)
         options = [majority] if majority else []
         expected = getattr(merge_utils, PEFT[name])(pair, torch.tensor(weights), density, *options)
-        merged = entries.merge(
-            pair, weights, density=density, drop="random" if name.startswith("dare") else "smallest",
-            elects=name.endswith("ties"), majority=majority or "total", random=torch.Generator().manual_seed(3),
-        )  # fmt: skip
+        rule = entries.Rule("random" if name.startswith("dare") else "smallest", elects=name.endswith("ties"))
+        merged = rule.merge(pair, weights, density=density, majority=majority, random=torch.Generator().manual_seed(3))
         assert torch.equal(merged.isnan(), expected.isnan())
         numbers = [tensor.nan_to_num(0.0).view(torch.int32) for tensor in (merged, expected)]  # -0 is not 0
         assert torch.equal(*numbers)
@@ -233,6 +232,211 @@ def test_delta_space_is_the_published_definition(name, weights):
     u, sigma, vh = torch.linalg.svd(expected["q"])
     torch.testing.assert_close(cut.layers["q"].delta, u[:, :5] * sigma[:5] @ vh[:5], rtol=1e-4, atol=1e-5)
     assert float(cut.metadata["relative_error"]) == pytest.approx(relative(cut, expected), rel=1e-4)
+
+
+def dense_core(rule: str, c: Tensor, s: Tensor, ranks: tuple[int, int], seed: int, **options) -> Tensor:
+    """A merge between common bases, all from the full SVD of dense float64 updates."""
+    thin = []
+    for update, rank in zip((c, s), ranks, strict=True):
+        u, sigma, vh = torch.linalg.svd(update.double())
+        root = sigma[:rank].sqrt()
+        thin.append((u[:, :rank] * root, root[:, None] * vh[:rank]))
+    k = sum(ranks)
+    if rule == "knots_ties":
+        u, v = torch.linalg.svd(torch.cat([c, s], 1).double())[0][:, :k], torch.eye(c.shape[1]).double()
+    else:
+        u = torch.linalg.svd(torch.cat([up for up, _ in thin], 1))[0][:, :k]
+        v = torch.linalg.svd(torch.cat([down for _, down in thin]))[2][:k].T
+    pair = [(u.T @ update.double() @ v).float() for update in (c, s)]
+    name = rule.removeprefix("core_").removeprefix("knots_")
+    return u @ published(name, pair, options["weights"], options["density"], seed).double() @ v.T
+
+
+WIDE = {"q": (20, 24), "k": (16, 30), "out": (24, 18)}
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.7, 0.3)])
+@pytest.mark.parametrize("name", ["core_ties", "core_dare", "core_dare_ties", "knots_ties"])
+def test_sparse_merges_between_common_bases_are_the_dense_formulas(name, weights):
+    c, s = make(3, 11, WIDE), make(2, 12, WIDE)
+    options = {"density": 0.4, "weights": weights}
+    merged = METHODS[name].merge(c, s, seed=5, **options)
+    expected = {
+        path: dense_core(
+            name, c.layers[path].delta, s.layers[path].delta, (3, 2), layer_seed(5, path), **options
+        ).float()
+        for path in WIDE
+    }
+    assert_equal(merged, expected, rtol=1e-4, atol=1e-4)
+    assert set(merged.ranks.values()) == {3 + 2}
+
+
+def test_core_space_loses_nothing():
+    merged = METHODS["core_sum"].merge(content, style, weights=(0.7, -0.3))
+    assert_equal(merged, weighted_sum(content, style, (0.7, -0.3)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_tsv_makes_the_singular_vectors_of_both_orthogonal(scale):
+    c, s = make(3, 11, WIDE), make(2, 12, WIDE)
+    expected = {}
+    for path in WIDE:
+        u_c, d_c, vh_c = torch.linalg.svd(c.layers[path].delta.double())
+        u_s, d_s, vh_s = torch.linalg.svd(s.layers[path].delta.double())
+        sides = torch.cat([u_c[:, :3], u_s[:, :2]], 1), torch.cat([vh_c[:3], vh_s[:2]]).T
+        # X (X^T X)^(-1/2) has orthonormal columns nearest to those of X
+        values, vectors = zip(*(torch.linalg.eigh(side.T @ side) for side in sides), strict=True)
+        u, v = (
+            side @ (basis * value.rsqrt()) @ basis.T for side, value, basis in zip(sides, values, vectors, strict=True)
+        )
+        expected[path] = (scale * u * torch.cat([d_c[:3], d_s[:2]]) @ v.T).float()
+    assert_equal(METHODS["tsv"].merge(c, s, scale=scale), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_iso_c_gives_every_direction_of_the_sum_the_mean_singular_value(scale):
+    c, s = make(3, 11, WIDE), make(2, 12, WIDE)
+    expected = {}
+    for path, total in weighted_sum(c, s).items():
+        u, sigma, vh = torch.linalg.svd(total.double())
+        expected[path] = (scale * sigma[:5].mean() * u[:, :5] @ vh[:5]).float()
+    assert_equal(METHODS["iso_c"].merge(c, s, scale=scale), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_balanced_sums_make_the_style_as_large_as_the_content():
+    c, s = deltas(content), deltas(style)
+    total = (sum(d.square().sum() for d in c.values()) / sum(d.square().sum() for d in s.values())).sqrt()
+    assert_equal(METHODS["balanced"].merge(content, style), {p: c[p] + total * s[p] for p in c}, rtol=1e-4, atol=1e-5)
+    expected = {path: c[path] + c[path].norm() / s[path].norm() * s[path] for path in c}
+    assert_equal(METHODS["balanced_layers"].merge(content, style), expected, rtol=1e-4, atol=1e-5)
+    lacks = Adapter({"q": style.layers["q"], "k": Factors(style.layers["k"].down, style.layers["k"].up * 0)})
+    merged = METHODS["balanced_layers"].merge(content, lacks)
+    assert_equal(merged, expected | {"k": c["k"], "out": c["out"]}, rtol=1e-4, atol=1e-5)
+
+
+def chosen(schedule: Schedule, c: Adapter, steps: int) -> list[dict[str, bool]]:
+    """For each step, the layers that are the content's."""
+    return [
+        {path: torch.equal(factors.up, c.layers[path].up) for path, factors in schedule.at(step / steps).layers.items()}
+        for step in range(steps)
+    ]
+
+
+def graded(seed: int) -> tuple[Adapter, Adapter]:
+    """Adapters of which some layers turn early, some late and some never."""
+    shapes = {f"down_blocks.{i}.attn1.{part}": (8, 9) for i in (1, 2, 10) for part in ("to_q", "to_k", "to_out.0")}
+    c, s = make(3, seed, shapes), make(2, seed + 1, shapes)
+    for i, factors in enumerate(s.layers.values()):
+        factors.up.mul_(0.3 + 0.2 * i)
+    return c, s
+
+
+@pytest.mark.parametrize("steps", [4, 20, 50])
+def test_switch_and_split_choose_as_their_loops_do(steps):
+    c, s = graded(30)
+    for share in (0.0, 0.25, 1.0):
+        expected = [step < share * steps for step in range(steps)]
+        found = chosen(METHODS["split"].merge(c, s, share=share), c, steps)
+        assert found == [dict.fromkeys(sorted(c.layers), choice) for choice in expected]
+    for tau in (1, 3, steps):
+        found = chosen(METHODS["switch"].merge(c, s, period=tau / steps), c, steps)
+        assert found == [dict.fromkeys(c.layers, step // tau % 2 == 0) for step in range(steps)]
+
+
+@pytest.mark.parametrize("options", [{}, {"discrepancy": 0.9}, {"alpha": 3.0}, {"balance": True}])
+def test_est_chooses_as_its_loop_does(options):
+    c, s = graded(32)
+    alpha, discrepancy = options.get("alpha", 1.5), options.get("discrepancy", 0.5)
+    energy = [{path: float(delta.square().sum()) for path, delta in deltas(a).items()} for a in (c, s)]
+    factor = sum(energy[0].values()) / sum(energy[1].values()) if options.get("balance") else 1.0
+    expected = [
+        {path: energy[0][path] >= (alpha * step / 20 + 1 - discrepancy) * factor * energy[1][path] for path in c.layers}
+        for step in range(20)
+    ]
+    assert chosen(METHODS["est"].merge(c, s, **options), c, 20) == expected
+    assert len({str(step) for step in expected}) > 2
+
+
+@pytest.mark.parametrize("steps", [5, 50])
+def test_klora_as_released_counts_layers_as_its_program_does(steps):
+    c, s = graded(34)
+    [*c.layers.values()][-1].up.mul_(2)
+    of_c, of_s = deltas(c), deltas(s)
+    gamma = sum(float(of_c[p].abs().sum() / of_s[p].abs().sum()) for p in of_c) / len(of_c)
+    count, expected = 0, []
+    for _ in range(steps):
+        choice = {}
+        for path in c.layers:  # `graded` lists them as a pass runs them
+            count += 1
+            scale = 1.5 * (count % (steps * len(of_c))) / (steps * len(of_c)) + 0.5
+            top_c, top_s = (float(d[path].abs().flatten().sort(descending=True)[0][:7].sum()) for d in (of_c, of_s))
+            choice[path] = top_c / gamma > top_s * scale
+        expected.append(choice)
+    assert chosen(METHODS["klora_released"].merge(c, s, largest=7, steps=steps), c, steps) == expected
+    assert len({str(step) for step in expected}) > 3
+    assert expected[-1][path] and not expected[-2][path], "the very last layer is at the beginning again"
+
+
+def test_block_filters_keep_the_layers_of_their_blocks():
+    shapes = {
+        f"{block}.to_q": (8, 9)
+        for block in ("down_blocks.1", "mid_block", "up_blocks.0.attentions.0", "up_blocks.0.attentions.1",
+                      "up_blocks.0.attentions.10", "up_blocks.1.attentions.0")
+    }  # fmt: skip
+    c, s = make(3, 36, shapes), make(2, 37, shapes)
+    c.others = s.others = make(1, 3, {"text_encoder.q": (4, 4)}).layers
+
+    def of(adapter: Adapter, *blocks: str) -> dict[str, Tensor]:
+        return {f"{block}.to_q": adapter.layers[f"{block}.to_q"].delta for block in blocks}
+
+    first, second = "up_blocks.0.attentions.0", "up_blocks.0.attentions.1"
+    merged = METHODS["blora_blocks"].merge(c, s)
+    assert_equal(merged, of(c, first) | of(s, second))
+    assert merged.others.keys() == {"text_encoder.q"}
+    wider = of(c, "down_blocks.1", "mid_block", first) | of(s, second, "up_blocks.1.attentions.0")
+    assert_equal(METHODS["craft_blocks"].merge(c, s), wider)
+    both = METHODS["blora_blocks"].merge(c, s, content_blocks=["mid_block"], style_blocks=["mid_block"])
+    path = "mid_block.to_q"
+    assert_equal(both, {path: c.layers[path].delta + s.layers[path].delta})
+
+
+def updates_over_time(merged: Adapter | Schedule) -> list[dict[str, Tensor]]:
+    return [deltas(a) for a in ([merged.at(t / 10) for t in range(10)] if isinstance(merged, Schedule) else [merged])]
+
+
+NEEDED = {
+    "lorarar": {"hypernet": HyperNetwork([20])},
+    "ziplora": {"coefficients": {"a.to_q": (torch.rand(24), torch.rand(24))}},
+    "joint": {"adapter": make(2, 14, {"a.to_q": (20, 24)})},
+}
+BLOCKS = {
+    "a.to_q": (20, 24), "up_blocks.0.attentions.0.to_k": (16, 30), "up_blocks.0.attentions.1.to_v": (24, 18),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", METHODS)
+def test_merges_that_claim_so_depend_on_the_updates_alone(name, seed):
+    """And those that do not claim it change, so that the claim says something."""
+    options = NEEDED.get(name, {})
+    c, s = make(4, 20 + seed, BLOCKS), make(3, 40 + seed, BLOCKS)
+    random = torch.Generator().manual_seed(seed)
+
+    def other_factors(adapter: Adapter) -> Adapter:
+        layers = {}
+        for path, (down, up) in adapter.layers.items():
+            mix = torch.randn(len(down), len(down), generator=random).double() + 2 * torch.eye(len(down)).double()
+            layers[path] = Factors((mix.inverse() @ down.double()).float(), (up.double() @ mix).float())
+        return Adapter(layers)
+
+    before = updates_over_time(METHODS[name].merge(c, s, **options))
+    after = updates_over_time(METHODS[name].merge(other_factors(c), other_factors(s), **options))
+    change = max(
+        float((one[path] - other[path]).norm() / (1e-9 + one[path].norm()))
+        for one, other in zip(before, after, strict=True)
+        for path in one
+    )
+    assert change < 1e-3 if METHODS[name].invariant else change > 0.1
 
 
 def test_large_layers_are_cut_by_a_randomised_svd_with_a_fixed_seed():
@@ -370,6 +574,20 @@ def test_joint_training_makes_one_adapter_that_learns_both(tiny):
     ("klora", {"alpha": 0.0}, "alpha 0.0: give a number above 0"),
     ("klora", {"beta": "low"}, "beta low: give a number"),
     ("klora", {"variant": "t"}, r"variant t: give s or s\*"),
+    ("klora_released", {"beta": -1.0}, "beta -1.0: give 0 or more"),
+    ("klora_released", {"largest": 0}, "largest 0: give a whole number from 1"),
+    ("klora_released", {"steps": 2.5}, "steps 2.5: give a whole number from 1"),
+    ("core_ties", {"density": 0.0}, "density 0.0: give a share above 0"),
+    ("core_dare", {"majority": "total"}, "majority total: this method elects no sign"),
+    ("tsv", {"scale": 0.0}, "scale 0.0: give a number above 0"),
+    ("iso_c", {"scale": "mean"}, "scale mean: give a number above 0"),
+    ("balanced", {"per": "column"}, "per column: give total or layer"),
+    ("est", {"discrepancy": "much"}, "discrepancy much: give a number"),
+    ("est", {"balance": "yes"}, "balance yes: give True or False"),
+    ("switch", {"period": 0.0}, "period 0.0: give a share above 0"),
+    ("split", {"share": 1.5}, "share 1.5: give a share from 0 to 1"),
+    ("blora_blocks", {"style_blocks": "mid_block"}, "style_blocks mid_block: give paths"),
+    ("blora_blocks", {}, "content_blocks up_blocks.0.attentions.0: the content adapter has no layer there"),
 ])  # fmt: skip
 def test_bad_options_are_told_in_one_line(name, options, message):
     with pytest.raises(UserError, match=message) as caught:
@@ -380,10 +598,12 @@ def test_bad_options_are_told_in_one_line(name, options, message):
 def test_the_table_lists_every_method_and_each_runs():
     assert [*METHODS] == [
         "direct", "average", "concat", "svd", "dare", "ties", "dare_ties", "magnitude_prune",
-        "ziplora", "lorarar", "klora", "nplora", "joint",
+        "ziplora", "lorarar", "klora", "nplora", "core_sum", "core_ties", "core_dare", "core_dare_ties", "knots_ties",
+        "tsv", "iso_c", "balanced", "balanced_layers", "est", "switch", "split", "blora_blocks", "craft_blocks",
+        "klora_released", "joint",
     ]  # fmt: skip
     assert all(name == method.name for name, method in METHODS.items())
-    shapes = {"a.to_q": (8, 8), "a.to_k": (8, 12)}
+    shapes = {"up_blocks.0.attentions.0.to_q": (8, 8), "up_blocks.0.attentions.1.to_k": (8, 12)}
     c, s = make(3, 1, shapes), make(2, 2, shapes)
     c.others = make(1, 3, {"text_encoder.q": (4, 4)}).layers
     ones = {path: (torch.ones(n), torch.ones(n)) for path, (_, n) in shapes.items()}
@@ -465,3 +685,15 @@ def test_sparse_merges_depend_on_seed_and_layer_alone(pair, name, space, density
     for one, other in zip(merged.layers[path], again.layers[path], strict=True):
         assert torch.equal(one, other)
     assert merged.layers.keys() == c.layers.keys() | s.layers.keys()
+
+
+@quick
+@given(adapter_pairs(), st.sampled_from([
+    name for name, row in METHODS.items() if not (row.needs or row.schedule or name.endswith("_blocks"))
+]))  # fmt: skip
+def test_a_lazy_merge_of_any_adapters_is_finite_and_as_large_as_it_says(pair, name):
+    merged = METHODS[name].merge(*pair)
+    for path, blank in blanks(merged.layers).items():
+        factors = merged.layers[path]
+        assert [tensor.shape for tensor in factors] == [tensor.shape for tensor in blank]
+        assert all(tensor.isfinite().all() for tensor in factors)

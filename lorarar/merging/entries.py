@@ -6,49 +6,76 @@ The results have the bits of peft's functions of the same names, which the tests
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lorarar.errors import UserError
+from lorarar.merging.options import require, require_weights
+
 Drop = Literal["smallest", "random"]
 Majority = Literal["total", "frequency"]
 
 
-def merge(
-    tensors: Sequence[Tensor],
-    weights: Sequence[float],
-    *,
-    density: float,
-    drop: Drop,
-    elects: bool,
-    majority: Majority = "total",
-    random: torch.Generator,
-) -> Tensor:
-    """The weighted sum of two sparse tensors, or with `elects` the mean of what agrees with the elected sign.
+@dataclass(frozen=True)
+class Rule:
+    """A rule by which two tensors become one.
 
-    Parameters
+    Attributes
     ----------
-    tensors
-        Of one shape, float32.
-    density
-        The share of entries that stay in each, in (0, 1].
     drop
-        The "smallest" entries go (TIES, magnitude pruning), or entries at "random" (DARE).
-    majority
-        What elects a sign: the "total" of the entries that stayed, or the "frequency" of their signs.
-    random
-        The stream of the "random" masks, on the CPU.
+        At "random" drops entries and divides the others by the density (DARE); "smallest" drops the smallest ones
+        (TIES, magnitude pruning).
+    elects
+        True elects a sign for each entry and averages what agrees with it (TIES); False sums.
     """
-    if density == 1:
-        kept = [tensor.clone() for tensor in tensors]
-    elif drop == "smallest":
-        kept = [keep_largest(tensor, density) for tensor in tensors]
-    else:
-        kept = [keep_random(tensor, density, random) for tensor in tensors]
-    merged = elect(kept, weights, majority) if elects else kept[0].mul_(weights[0]).add_(kept[1].mul_(weights[1]))
-    return merged.add_(0.0)  # no zero is negative, as in peft
+
+    drop: Drop
+    elects: bool
+
+    def merge(
+        self,
+        pair: Sequence[Tensor],
+        weights: Sequence[float],
+        *,
+        density: float,
+        majority: Majority | None = None,
+        random: torch.Generator,
+    ) -> Tensor:
+        """Merge two tensors of one shape, float32.
+
+        Parameters
+        ----------
+        density
+            The share of entries that stay in each, in (0, 1].
+        majority
+            What elects a sign: the "total" of the entries that stayed, which None is too, or the "frequency" of their
+            signs.
+        random
+            The stream of the random masks, on the CPU.
+        """
+        if density == 1:
+            kept = [tensor.clone() for tensor in pair]
+        elif self.drop == "smallest":
+            kept = [keep_largest(tensor, density) for tensor in pair]
+        else:
+            kept = [keep_random(tensor, density, random) for tensor in pair]
+        if self.elects:
+            return elect(kept, weights, majority or "total")
+        return kept[0].mul_(weights[0]).add_(kept[1].mul_(weights[1])).add_(0.0)  # no zero is negative, as in peft
+
+    def check(self, density: Any, weights: Any, majority: Any, seed: Any) -> None:
+        """Raise `UserError` if an option is out of range, or elects a sign where the rule has none."""
+        require("density", density, lambda share: 0 < share <= 1, "a share above 0 and up to 1")
+        require_weights("weights", weights)
+        require("seed", seed, lambda number: isinstance(number, int), "a whole number")
+        if self.elects:
+            require("majority", majority, lambda name: name in (None, *get_args(Majority)), "total or frequency")
+        elif majority is not None:
+            raise UserError(f"majority {majority}: this method elects no sign; leave it out")
 
 
 def keep_largest(tensor: Tensor, density: float) -> Tensor:
@@ -78,7 +105,7 @@ def keep_random(tensor: Tensor, density: float, random: torch.Generator) -> Tens
     return mask.mul_(tensor).div_(density)
 
 
-def elect(kept: Sequence[Tensor], weights: Sequence[float], majority: Majority = "total") -> Tensor:
+def elect(kept: Sequence[Tensor], weights: Sequence[float], majority: Majority) -> Tensor:
     """The mean, for each entry, of the weighted values of two tensors that have the sign of the majority.
 
     A zero has no sign, and a draw counts as positive. The tensors are overwritten.
@@ -88,4 +115,4 @@ def elect(kept: Sequence[Tensor], weights: Sequence[float], majority: Majority =
     agree = [sign.eq_(elected) for sign in signs]
     for tensor, weight, voice in zip(kept, weights, agree, strict=True):
         tensor.mul_(weight).mul_(voice)
-    return kept[0].add_(kept[1]).div_(agree[0].add_(agree[1]).clamp_(min=1))
+    return kept[0].add_(kept[1]).div_(agree[0].add_(agree[1]).clamp_(min=1)).add_(0.0)  # as above

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, isfinite
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -118,9 +118,9 @@ def merge(
     require("variant", variant, lambda name: name in get_args(Variant), " or ".join(get_args(Variant)))
     if beta is None:
         beta = 0.85 * alpha if variant == "s*" else 0.5
-    linear = content.layers.keys() & style.layers.keys()
-    shared = {path: (c, s) for path, c, s in columns.pairs(content, style) if path in linear}
-    sums = dict(zip(shared, map_layers(_sums, shared.values()), strict=True))
+    shared = taking_turns(content, style)
+    found = map_layers(_sums, [(c, s, c.rank * s.rank) for c, s in shared.values()])
+    sums = dict(zip(shared, found, strict=True))
     total_c, total_s = (sum(both[side].total for both in sums.values()) for side in (0, 1))
     turns = {}
     for path, (of_c, of_s) in sums.items():
@@ -131,16 +131,81 @@ def merge(
     return Schedule(content.to(dtype), style.to(dtype), turns)
 
 
+@torch.no_grad()
+def released(
+    content: Adapter,
+    style: Adapter,
+    *,
+    alpha: float = 1.5,
+    beta: float = 0.5,
+    largest: int = 64,
+    steps: int = 50,
+    dtype: torch.dtype = torch.float32,
+) -> Schedule:
+    """The schedule that the authors' program follows, which differs from the paper's in three ways.
+
+    S_c and S_s are the sums of the `largest` magnitudes, whatever the ranks are. gamma is the mean over all layers of
+    the ratio of the sums of magnitudes. Time is a count of the layers that have run: layer j of L is, in step s of T,
+    at the time (s L + j) mod (T L) of T L, so that scale grows within a step, and the very last layer is at the
+    beginning. (HVision-NKU/K-LoRA, klora.py and utils.py, read at commit acb6452.)
+
+    Parameters
+    ----------
+    largest
+        How many magnitudes of each update are summed.
+    steps
+        T, the number of denoising steps that the schedule is for; the program has 50, and 560 layers.
+
+    Raises
+    ------
+    UserError
+        An option is out of range, or the adapters were made for different base models.
+    """
+    require("alpha", alpha, lambda number: 0 < number < inf, "a number above 0")
+    require("beta", beta, lambda number: 0 <= number < inf, "0 or more")
+    require("largest", largest, lambda count: isinstance(count, int) and count >= 1, "a whole number from 1")
+    require("steps", steps, lambda count: isinstance(count, int) and count >= 1, "a whole number from 1")
+    shared = taking_turns(content, style)
+    found = map_layers(_sums, [(c, s, largest) for c, s in shared.values()])
+    sums = dict(zip(shared, found, strict=True))
+    gamma = sum(c.total / s.total if s.total else inf for c, s in found) / max(len(found), 1)
+    turns: dict[str, tuple[float, ...]] = {}
+    end = steps * len(sums)
+    for place, path in enumerate(sorted(sums, key=_order), 1):
+        of_c, of_s = sums[path]
+        times = [(step * len(sums) + place) % end for step in range(steps)]
+        won = [of_c.largest > of_s.largest * gamma * (alpha * time / end + beta) for time in times]
+        before = [True, *won]
+        turns[path] = tuple(step / steps for step, now in enumerate(won) if now != before[step])
+    return Schedule(content.to(dtype), style.to(dtype), turns)
+
+
+def _order(path: str) -> tuple[Any, ...]:
+    """Where a layer comes in a pass through the UNet: down, middle, up; in an attention, query, key, value, output."""
+    known = ("down_blocks", "mid_block", "up_blocks", "to_q", "to_k", "to_v", "to_out")
+    return tuple(
+        (0, int(part), "") if part.isdigit() else (1, known.index(part) if part in known else len(known), part)
+        for part in path.split(".")
+    )
+
+
+def taking_turns(content: Adapter, style: Adapter) -> dict[str, tuple[Factors, Factors]]:
+    """The linear layers of the UNet that both adapters have: only these change with the denoising step."""
+    linear = content.layers.keys() & style.layers.keys()
+    return {path: (c, s) for path, c, s in columns.pairs(content, style) if path in linear}
+
+
 class _Sums(NamedTuple):
-    largest: float  # of the r_c r_s largest magnitudes of dW
+    largest: float  # of the largest magnitudes of dW
     total: float  # of all
 
 
-def _sums(*both: Factors) -> list[_Sums]:
+def _sums(c: Factors, s: Factors, largest: int) -> list[_Sums]:
+    """Of both updates, the sums of as many largest magnitudes and of all."""
     found = []
-    for factors in both:
+    for factors in (c, s):
         magnitudes = factors.delta.abs_().flatten()
-        k = min(both[0].rank * both[1].rank, len(magnitudes))
+        k = min(largest, len(magnitudes))
         found.append(_Sums(float(magnitudes.topk(k, sorted=False).values.sum()), float(magnitudes.sum())))
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lorarar.merging import joint, klora, linear, lorarar, nplora, svd, ziplora
+from lorarar.merging import blocks, core, joint, klora, linear, lorarar, nplora, schedules, svd, ziplora
 from lorarar.merging.sparse import Sparse
 
 
@@ -28,6 +28,8 @@ class Method:
         layers may be lazy: `Adapter.computed` brings them into memory.
     schedule
         True if the result is a `klora.Schedule`, which gives an adapter for each denoising step.
+    invariant
+        True if the result depends on the updates dW alone: (B G, G^-1 A) in place of (B, A) changes nothing.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Method:
     needs: Literal["", "hypernet", "base+images"]
     merge: Callable[..., Any]
     schedule: bool = False
+    invariant: bool = True
 
     @property
     def options(self) -> dict[str, Any]:
@@ -52,14 +55,33 @@ METHODS: dict[str, Method] = {
         Method("average", "Average", "arXiv 2203.05482", True, "", linear.average),
         Method("concat", "Concatenation", "peft", True, "", linear.direct),
         Method("svd", "SVD", "peft", False, "", svd.merge),
-        Method("dare", "DARE", "arXiv 2311.03099", False, "", Sparse("random", elects=False)),
-        Method("ties", "TIES", "arXiv 2306.01708", False, "", Sparse("smallest", elects=True)),
-        Method("dare_ties", "DARE-TIES", "arXiv 2403.13257", False, "", Sparse("random", elects=True)),
-        Method("magnitude_prune", "Magnitude pruning", "peft", False, "", Sparse("smallest", elects=False)),
+        Method("dare", "DARE", "arXiv 2311.03099", False, "", Sparse("random", elects=False), invariant=False),
+        Method("ties", "TIES", "arXiv 2306.01708", False, "", Sparse("smallest", elects=True), invariant=False),
+        Method("dare_ties", "DARE-TIES", "arXiv 2403.13257", False, "", Sparse("random", elects=True), invariant=False),
+        Method(
+            "magnitude_prune", "Magnitude pruning", "peft", False, "", Sparse("smallest", elects=False), invariant=False
+        ),
         Method("ziplora", "ZipLoRA", "arXiv 2311.13600", True, "base+images", ziplora.merge),
         Method("lorarar", "LoRA.rar", "arXiv 2412.05148", True, "hypernet", lorarar.merge),
         Method("klora", "K-LoRA", "arXiv 2502.18461", False, "", klora.merge, schedule=True),
         Method("nplora", "NP-LoRA", "arXiv 2511.11051", True, "", nplora.merge),
+        Method("core_sum", "Core space: sum", "arXiv 2509.17786", True, "", core.add),
+        Method("core_ties", "Core space: TIES", "arXiv 2509.17786", True, "", core.Sparse("smallest", True, "core")),
+        Method("core_dare", "Core space: DARE", "arXiv 2509.17786", True, "", core.Sparse("random", False, "core")),
+        Method(
+            "core_dare_ties", "Core space: DARE-TIES", "arXiv 2509.17786", True, "", core.Sparse("random", True, "core")
+        ),
+        Method("knots_ties", "KnOTS-TIES", "arXiv 2410.19735", True, "", core.Sparse("smallest", True, "knots")),
+        Method("tsv", "TSV-Merge", "arXiv 2412.00081", True, "", core.tsv),
+        Method("iso_c", "Iso-C", "arXiv 2502.04959", True, "", core.iso),
+        Method("balanced", "Norm-balanced sum", "this project", True, "", linear.balanced),
+        Method("balanced_layers", "Norm-balanced by layer", "this project", True, "", linear.balanced_layers),
+        Method("est", "EST-LoRA", "arXiv 2508.02165", False, "", schedules.est, schedule=True),
+        Method("switch", "LoRA Switch", "arXiv 2402.16843", False, "", schedules.switch, schedule=True),
+        Method("split", "Step split", "arXiv 2502.18461", False, "", schedules.split, schedule=True),
+        Method("blora_blocks", "Blocks of B-LoRA", "arXiv 2403.14572", True, "", blocks.merge),
+        Method("craft_blocks", "Blocks of CRAFT-LoRA", "arXiv 2602.18936", True, "", blocks.craft),
+        Method("klora_released", "K-LoRA as released", "HVision-NKU/K-LoRA", False, "", klora.released, schedule=True),
         Method("joint", "Joint training", "arXiv 2208.12242", True, "base+images", joint.merge),
     ]
 }

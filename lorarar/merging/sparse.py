@@ -14,10 +14,9 @@ from torch.nn.functional import pad
 
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merging import entries
-from lorarar.merging.entries import Drop, Majority
+from lorarar.merging.entries import Majority, Rule
 from lorarar.merging.layerwise import Truncated, merge_layerwise, merge_truncated
-from lorarar.merging.options import require, require_rank, require_weights
+from lorarar.merging.options import require, require_rank
 from lorarar.merging.svd import truncate
 from lorarar.randomness import generator
 
@@ -25,19 +24,8 @@ Space = Literal["factors", "delta"]
 
 
 @dataclass(frozen=True)
-class Sparse:
-    """A merging method that sparsifies.
-
-    Attributes
-    ----------
-    drop
-        At "random" drops entries and divides the others by the density; "smallest" drops the smallest ones.
-    elects
-        True elects a sign for each entry and averages what agrees with it; False sums.
-    """
-
-    drop: Drop
-    elects: bool
+class Sparse(Rule):
+    """A merging method that sparsifies: `Rule` on the factors or on dW."""
 
     def __call__(
         self,
@@ -82,22 +70,16 @@ class Sparse:
         UserError
             An option is out of range or has no meaning here, or the adapters were made for different base models.
         """
-        require("density", density, lambda share: 0 < share <= 1, "a share above 0 and up to 1")
-        require_weights("weights", weights)
+        self.check(density, weights, majority, seed)
         require("space", space, lambda name: name in get_args(Space), " or ".join(get_args(Space)))
         require_rank(rank)
-        require("seed", seed, lambda number: isinstance(number, int), "a whole number")
-        if self.elects:
-            require("majority", majority, lambda name: name in (None, *get_args(Majority)), "total or frequency")
-        elif majority is not None:
-            raise UserError(f"majority {majority}: this method elects no sign; leave it out")
         if rank is not None and space == "factors":
             raise UserError(f"rank {rank}: only works with space=delta; leave it out, or choose that space")
 
         roots = [sqrt(abs(weight)) for weight in weights]
         signed = [copysign(root, weight) for root, weight in zip(roots, weights, strict=True)]
 
-        rule = partial(entries.merge, density=density, drop=self.drop, elects=self.elects, majority=majority or "total")
+        rule = partial(self.merge, density=density, majority=majority)
 
         # Each layer has a stream of its own, from which down draws before up.
         def combine(path: str, *parts: tuple[list[Tensor], Sequence[float]]) -> list[Tensor]:
