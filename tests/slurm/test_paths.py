@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,15 @@ def test_jobs_run_in_a_folder_with_spaces_and_quotes(
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     for module in ("made", "made.work"):
-        monkeypatch.delitem(__import__("sys").modules, module, raising=False)
+        monkeypatch.delitem(sys.modules, module, raising=False)
     from made.work import Write  # type: ignore[import-not-found]
 
     def run(job: Any, fate: str) -> None:
         """Run the script of an element with the variables that Slurm sets."""
         number, _, index = job.id.partition("_")
         slurm = {"SLURM_JOB_ID": number, "SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": index,
-                 "SLURM_NTASKS": "1",
-                 "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1", "SLURM_NODEID": "0", "SLURM_PROCID": "0",
-                 "SLURM_LOCALID": "0"}  # fmt: skip
+                 "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1", "SLURM_NODEID": "0",
+                 "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}  # fmt: skip
         environment = {**os.environ, **{key: value for key, value in slurm.items() if value}}
         environment.pop("PYTHONPATH", None)
         words = ["bash", str(job.folder / f"{number}_submission.sh")]
