@@ -78,5 +78,5 @@ docs: .venv-docs/installed
 
 .venv-docs/installed: docs/requirements.txt
 	@$(PYTHON) -m venv .venv-docs
-	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	@touch $@

@@ -231,7 +231,7 @@ def test_cpus_compute_in_bfloat16_where_that_is_measured_to_be_much_faster(monke
 
 
 def test_the_gain_of_bfloat16_is_measured():
-    assert 0.01 < gain_of_bfloat16() < 100
+    assert 0.001 < gain_of_bfloat16() < 100  # a CPU that lacks it computes in software
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def run(
             metavar="NAME=VALUE",
             help="Option of the judge. A server has model, key_variable, concurrency, timeout, longest_side, "
             "max_tokens (a model that thinks needs some 4096), temperature and max_unanswered; "
-            "a critic has longest_side, four_bit, device_map and revision.",
+            "a critic has longest_side, max_unanswered, four_bit, device_map and revision.",
         ),
     ] = None,
     clip: Annotated[str | None, typer.Option(help="Model for CLIP-I: a folder, or NAME:TAG of open_clip.")] = None,

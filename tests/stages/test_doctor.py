@@ -137,11 +137,23 @@ def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert caught.value.code == 1
     assert capsys.readouterr().err == "error: --base sdlx: no such base; known: pocket, pocket_light, sdxl, koala\n"
     monkeypatch.chdir(ROOT / "tests")
+    monkeypatch.setattr("sys.argv", ["lorarar", "doctor", "--base", "sdxl"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: stages/shared/doctor.py: no such file; --base and --download need a clone of the repository\n"
+    )
+
+
+def test_away_from_the_repository_the_installation_is_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lorarar", "doctor"])
     with pytest.raises(SystemExit) as caught:
         main()
-    assert caught.value.code
-    assert (
-        capsys.readouterr().err
-        == "error: stages/shared/doctor.py: no such file; run this in the root of the repository\n"
-    )
+    assert caught.value.code == 0
+    first, *extras = capsys.readouterr().out.splitlines()
+    assert first.startswith("lorarar ") and "torch" in first
+    assert len(extras) == 6 and all(line.endswith("installed") or "pip install 'lorarar[" in line for line in extras)

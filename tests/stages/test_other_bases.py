@@ -43,7 +43,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "ziplora": {"steps": 2},
     "joint": {"steps": 2},
     "generate": {"images_per_pair": 2, "steps": 2},
-    "score": {"judge": "critic", "clip": "clip", "dino": "dino", "resamples": 20},
+    # A critic of random weights answers nothing that is yes or no.
+    "score": {
+        "judge": "critic", "judge_options": {"max_unanswered": 1.0}, "clip": "clip", "dino": "dino", "resamples": 20
+    },
 }
 
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from lorarar.errors import UserError
 from lorarar.scoring.images import as_pil, batches
-from lorarar.scoring.judges import JudgePrompts, Question, Verdict, conversation, read_answer
+from lorarar.scoring.judges import MAX_UNANSWERED, JudgePrompts, Question, Verdict, conversation, read_answer
 from lorarar.scoring.weights import checkpoint, reason
 
 
@@ -31,6 +31,7 @@ class LlavaCritic:
     name : names this judge in results.
     longest_side : larger pictures are reduced to this many pixels before the processor sees them. The authors'
         released script reduces to 512; the paper does not say, and by default nothing is reduced.
+    max_unanswered : larger shares of unanswered questions are an error, see `CachedJudge`.
     source : folder of the weights, or their name on the hub.
     """
 
@@ -42,6 +43,7 @@ class LlavaCritic:
         name: str = "llava",
         *,
         longest_side: int | None = None,
+        max_unanswered: float = MAX_UNANSWERED,
         source: Path | str | None = None,
     ) -> None:
         self.model = model.eval()
@@ -49,6 +51,7 @@ class LlavaCritic:
         self.prompts = prompts
         self.name = name
         self.longest_side = longest_side
+        self.max_unanswered = max_unanswered
         self.source = source
         # The processor pads on the left, so that every question of a batch ends where its answer begins.
         processor.tokenizer.padding_side = "left"
@@ -65,6 +68,7 @@ class LlavaCritic:
         device: str = "cpu",
         *,
         longest_side: PositiveInt | None = None,
+        max_unanswered: Annotated[float, Field(ge=0, le=1)] = MAX_UNANSWERED,
         four_bit: bool = False,
         device_map: str | dict[str, Any] | None = None,
         revision: str | None = None,
@@ -77,7 +81,7 @@ class LlavaCritic:
         Parameters
         ----------
         source, prompts, device : weights, wording, and device of the model.
-        longest_side : see the class.
+        longest_side, max_unanswered : see the class.
         four_bit : quantise the weights to NF4 by bitsandbytes, so that 7B fit 8 GB; answers change a little.
         device_map : spreads the model over devices by accelerate, such as "auto"; replaces `device`.
         revision : commit, tag or branch of a hub's model.
@@ -114,7 +118,8 @@ class LlavaCritic:
             raise UserError(f"{source}: transformers cannot load this critic {why}") from error
         if options["device_map"] is None:
             model = model.to(device)
-        return cls(model, processor, prompts, name=Path(source).name, longest_side=longest_side, source=source)
+        settings: dict[str, Any] = {"longest_side": longest_side, "max_unanswered": max_unanswered}
+        return cls(model, processor, prompts, name=Path(source).name, source=source, **settings)
 
     @property
     def identity(self) -> str:
