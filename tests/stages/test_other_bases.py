@@ -45,7 +45,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "generate": {"images_per_pair": 2, "steps": 2},
     # A critic of random weights answers nothing that is yes or no.
     "score": {
-        "judge": "critic", "judge_options": {"max_unanswered": 1.0}, "clip": "clip", "dino": "dino", "resamples": 20
+        "judge": "critic",
+        "judge_options": {"max_unanswered": 1.0},
+        "clip": "clip",
+        "dino": "dino",
+        "resamples": 20,
     },
 }
 
