@@ -89,7 +89,8 @@ def merge_files(
     Returns
     -------
     list of str
-        Notes for the user: layers that the method cannot treat, the error of an approximation.
+        Notes for the user: layers that the method cannot treat, the error of an approximation; last, who opens the
+        result.
 
     Raises
     ------
@@ -133,7 +134,7 @@ def merge_files(
             }
             if isinstance(merged, Schedule):
                 merged.save(out)
-                return [*notes, f"{row.title}'s result is a schedule, not one LoRA: only `lorarar` opens this file"]
+                return [*notes, f"{row.title}'s result is a schedule, not one LoRA: opens in lorarar only"]
             ranks = merged.all_ranks
             merged.metadata["lorarar.rank"] = ",".join(map(str, sorted(ranks)))
             merged.metadata |= describe.merged(

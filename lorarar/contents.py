@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lorarar import describe
 from lorarar.lora import base_models
 from lorarar.lora.adapter import Adapter
 
@@ -27,7 +28,7 @@ class Contents:
     Attributes
     ----------
     format : a name of `lorarar.lora.formats.WRITERS`.
-    base : names of the base models that have these layers, such as "SDXL or KOALA".
+    base : the base that the metadata names, or the base models that have these layers, such as "SDXL or KOALA".
     layers : the UNet's linear layers by path.
     others : names of convolutions and of text encoders' layers.
     dtypes : those of the factors.
@@ -68,7 +69,7 @@ def contents(adapter: Adapter) -> Contents:
     """An adapter in figures."""
     return Contents(
         adapter.format,
-        base_models.guess(adapter.layers),
+        describe.claimed(adapter.metadata) or base_models.guess(adapter.layers),
         {
             path: Layer((len(factors.up), factors.down.shape[1]), factors.rank, factors.norm)
             for path, factors in adapter.layers.items()

@@ -51,7 +51,7 @@ def _show(file: Path, found: Contents, layers: bool) -> None:
     from lorarar.describe import triggers
 
     typer.echo(f"{file}: {found.format} format, {file.stat().st_size / 1e6:.1f} MB")
-    typer.echo(f"base: {found.base}, by the shapes of its layers")
+    typer.echo(f"base: {found.base}, by its metadata or the shapes of its layers")
     if found.layers:
         ranks = _range(found.ranks)
         typer.echo(f"linear layers of the UNet: {len(found.layers)}, rank {ranks}, {', '.join(found.dtypes)}")

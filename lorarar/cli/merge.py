@@ -51,6 +51,7 @@ def run(
     if hypernet is not None:
         options["hypernet"] = hypernet
     notes = merge_files(content, style, out, method=method, format=format, dtype=dtype, force=force, options=options)
-    for note in notes:
+    *others, last = notes  # who opens the result
+    for note in others:
         typer.echo(note, err=True)
-    typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB in {time.monotonic() - begun:.1f} s")
+    typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB in {time.monotonic() - begun:.1f} s; {last}")

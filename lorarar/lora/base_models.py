@@ -76,6 +76,8 @@ def guess(layers: Layers) -> str:
     """
     if names := possible(layers):
         return " or ".join(names)
+    if not layers:
+        return "unknown (no linear layer of a UNet)"
     return f"unknown (widths {', '.join(map(str, sorted({down.shape[1] for down, _ in layers.values()})))})"
 
 
