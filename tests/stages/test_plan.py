@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
 SHOWN = {
     "images": ["184 pictures to draw"],
-    "bank": [" 56 ", "dog8", "each job asks for"],
+    "bank": [" 56 ", "berry_bowl", "each job asks for"],
     "fit": ["hypernet", "ziplora", " 25 ", "dog8+glowing"],
     "judge": ["subject, style"],
 }
