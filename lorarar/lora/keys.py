@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from lorarar.errors import UserError
@@ -44,6 +44,8 @@ MODELS = {
 }
 """Models that are no UNet of Stable Diffusion, by a pattern of their keys; the first match counts."""
 
+_FOREIGN = re.compile("|".join([*KINDS, *MODELS]))
+
 _ENDS = {
     "lora_down.weight": "lora_down.weight",
     "lora_up.weight": "lora_up.weight",
@@ -71,13 +73,14 @@ _BEGINNINGS = (
 )
 
 
-def check(keys: Mapping[str, object], source: str) -> None:
+def check(keys: Iterable[str], source: str) -> None:
     """Raise `UserError` that names a kind of update or a model that is not merged here; `source` names the file."""
+    suspicious = list(filter(_FOREIGN.search, keys))
     for pattern, kind in KINDS.items():
-        if found := next((key for key in keys if re.search(pattern, key)), None):
+        if found := next((key for key in suspicious if re.search(pattern, key)), None):
             raise UserError(f"{source}: {found} is {kind}, not part of a plain LoRA; convert the file to one first")
     for pattern, model in MODELS.items():
-        if found := next((key for key in keys if re.search(pattern, key)), None):
+        if found := next((key for key in suspicious if re.search(pattern, key)), None):
             raise UserError(f"{source}: {found} belongs to {model}; only LoRAs of Stable Diffusion's UNets are merged")
 
 
