@@ -19,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".venv-wheels"
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+NEEDED = 10e9
+"""Bytes that must be free for one more environment."""
 TESTS = ["test_adapter.py", "test_merge.py", "test_methods.py", "test_hypernet.py", "test_cli.py"]
 """Tests of the core; peft and diffusers are their references."""
 
@@ -68,6 +70,8 @@ def main() -> None:
             python = interpreter(version)
             if python is None:
                 print(f"Python {version}: not on this machine")
+            elif not (ENVIRONMENTS / version).exists() and shutil.disk_usage(ROOT).free < NEEDED:
+                print(f"Python {version}: not tried, as PyTorch in one more environment needs {NEEDED / 1e9:.0f} GB")
             else:
                 use_core(version, python, core, tests=given.tests)
         if given.extras:
