@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from lorarar.api import merge_files
 from lorarar.contents import compare
 from lorarar.errors import UserError
+from lorarar.lora import base_models
 from lorarar.lora.adapter import Adapter, Factors
-from tests.loaders import PROGRAMS
-from tests.writers import WRITERS, Written
+from tests.loaders import PROGRAMS, linear_or_conv
+from tests.writers import WRITERS, Written, cloneofsimo
 
 BASES = ("sd15", "sd21", "sdxl")
 PATH = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -208,3 +209,23 @@ def test_the_table_in_the_documentation_is_what_the_rules_give() -> None:
         page.write_text(f"{before}<!-- table -->\n" + "\n".join(rows) + f"\n{end}{after}", encoding="utf-8")
     else:
         assert table.splitlines() == rows
+
+
+@pytest.mark.parametrize("base", ["sd15", "sd21"])
+def test_factors_without_names_are_told_by_their_shapes(base: str, tmp_path: Path) -> None:
+    """cloneofsimo's files: a list in a pickle, or numbered keys."""
+    listed = cloneofsimo(base, 2, seed=0)
+    torch.save(listed, tmp_path / "a.pt")
+    numbered = {f"unet:{i // 2}:{'down' if i % 2 else 'up'}": tensor.clone() for i, tensor in enumerate(listed)}
+    save_file(numbered, tmp_path / "b.safetensors")
+    for file in ("a.pt", "b.safetensors"):
+        found = Adapter.load(tmp_path / file).layers
+        assert len(found) == len(listed) // 2
+        assert base_models.guess(found) == {"sd15": "Stable Diffusion 1.5", "sd21": "Stable Diffusion 2"}[base]
+        modules = [path for path in linear_or_conv(base, "unet") if path in found]  # in the order of the model
+        modules.sort(key=lambda path: path.startswith("mid_block"))
+        for path, up, down in zip(modules, listed[::2], listed[1::2], strict=True):
+            assert torch.equal(found[path].up, up) and torch.equal(found[path].down, down), path
+    torch.save(listed[:-2], tmp_path / "a.pt")
+    with pytest.raises(UserError, match="have no names, and the shapes of no base known here"):
+        Adapter.load(tmp_path / "a.pt")

@@ -68,6 +68,8 @@ def _read_pickle(path: Path | str) -> dict[str, Tensor]:
         ) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
+    if isinstance(found, list):
+        found = dict(enumerate(found))
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path}: a pickle without named tensors; convert it to safetensors with the tool that made it")
     return {str(key): tensor.detach() for key, tensor in found.items()}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.lora import base_models, container, diffusers, keys, kohya, peft
+from lorarar.lora import base_models, cloneofsimo, container, diffusers, keys, kohya, peft
 from lorarar.lora.factors import Factors, Layers
 from lorarar.lora.lazy import Lazy, blanks
 from lorarar.parallel import one_thread
@@ -60,7 +60,8 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
     """
     tensors, metadata = container.read_tensors(path)
     keys.check(tensors, str(path))
-    tensors = keys.translate(tensors, str(path))
+    translate = cloneofsimo.translate if cloneofsimo.known(tensors) else keys.translate
+    tensors = translate(tensors, str(path))
     format = _detect(tensors, path)
     layers = READERS[format].parse(tensors, metadata, str(path))
     for layer in layers:
