@@ -270,7 +270,7 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"{name:36} {value:9.4f} s", flush=True)
 
-    # The rate of large products is measured beside what it is the limit of: clocks fall under load.
+    # The rate of large products is measured next to its user: clocks fall under load.
     rate = 10 * 2 * 1280**3 / seconds["ten products of 1280 x 1280"]
     limit = coefficient_operations(network, content) / rate
     figures |= {

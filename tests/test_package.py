@@ -21,7 +21,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("package")
     source = folder / "source"
     source.mkdir()
-    # Built elsewhere, so that nothing is left beside the sources.
+    # Built elsewhere, so that nothing is left next to the sources.
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "lorarar"):
         (source / name).symlink_to(ROOT / name)
     command = [

@@ -168,7 +168,7 @@ def _knots(c: Factors, s: Factors) -> tuple[Tensor, tuple[Tensor, Tensor], Tenso
 
 
 def _decompose(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
-    """U, sigma and V^T of dW in float64, without the directions that are zero but for rounding."""
+    """U, sigma and V^T of dW in float64, without the directions that are zero up to rounding."""
     u, sigma, vh = decompose(factors.to(torch.float64))
     # Singular vectors beyond the numerical rank are arbitrary. The factors were float32, or less.
     kept = sigma > sigma.norm() * max(factors.up.shape[0], factors.down.shape[1]) * torch.finfo(torch.float32).eps

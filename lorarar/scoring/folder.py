@@ -93,7 +93,7 @@ def score(
         raise UserError("a prompt is for CLIP-T: give a CLIP model too")
     if out.suffix == ".json":
         raise UserError(
-            f"{out}: the figures go to a .json beside the table; name the table otherwise, such as scores.csv"
+            f"{out}: the figures go to a .json next to the table; name the table otherwise, such as scores.csv"
         )
     given, of_subject, of_style = (read_pictures(path) for path in (images, subject_references, style_references))
     models: dict[str, Any] = {}

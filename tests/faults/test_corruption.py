@@ -1,4 +1,4 @@
-"""One bit of a file is flipped: whoever reads the file names it, and it is made anew or refused; no table has it."""
+"""One bit of a file is flipped: its reader names it, and it is made again or refused; no table has it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_what_was_made(finished: Path, kind: str) -> None:
         (line,) = (line for line in output.splitlines() if line.startswith("error: "))
         assert f"{name}: has changed since DVC made it; run `dvc repro`" in line
     succeed(finished, "dvc", "repro", "report")
-    assert content(finished, "[ar]*/pocket/**/*") == before, "made anew, by what is finished in .work, and nothing else"
+    assert content(finished, "[ar]*/pocket/**/*") == before, "made again, by what is finished in .work, and nothing else"
 
 
 @pytest.mark.slow

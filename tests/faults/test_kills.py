@@ -19,7 +19,7 @@ from stages.shared.preflight import forget_killed
 KILLS, SEED = 25, 20260101
 pytestmark = pytest.mark.timeout(7200)
 LEFTOVER = re.compile(r"\..*-\d+(\.\w+)?|\..*\.state|.*\.(tmp|part)|\.(?!task\.json$|jobs$|gitignore$|gitkeep$).*")
-"""Names of what is not finished: hidden ones, but for those that the chain keeps."""
+"""Names of what is not finished: hidden ones, except those that the chain keeps."""
 
 
 def repro(folder: Path) -> subprocess.Popen[bytes]:

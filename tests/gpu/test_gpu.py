@@ -1,4 +1,4 @@
-"""A GPU gives the same bits from the same seeds, and but for rounding what a CPU gives: `make test-gpu`."""
+"""A GPU gives the same bits from the same seeds, and up to rounding the numbers of a CPU: `make test-gpu`."""
 
 from __future__ import annotations
 

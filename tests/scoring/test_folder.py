@@ -45,7 +45,7 @@ def random_models(tmp_path_factory):
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """Six pictures, three of the subject, one of the style; run from their folder, with a cache beside them."""
+    """Six pictures, three of the subject, one of the style; run from their folder, with a cache next to them."""
     random = np.random.default_rng(0)
     for name, number in (("out", 6), ("cat", 3), ("style", 1)):
         (tmp_path / name).mkdir()
