@@ -94,7 +94,7 @@ class WritePictures:
 
 
 def housekeeping() -> dict[str, float]:
-    """Processor seconds that one more task of ten pictures costs store, stages and DVC, in addition to the work itself."""
+    """Seconds that one more task of ten pictures costs store, stages and DVC, on top of the work itself."""
     from bench.cost import WritePictures  # not that of __main__
 
     taken: dict[str, list[float]] = {"plan": [], "check": [], "collect": [], "dvc": []}

@@ -72,7 +72,7 @@ def test_what_was_made(finished: Path, kind: str) -> None:
         (line,) = (line for line in output.splitlines() if line.startswith("error: "))
         assert f"{name}: has changed since DVC made it; run `dvc repro`" in line
     succeed(finished, "dvc", "repro", "report")
-    assert content(finished, "[ar]*/pocket/**/*") == before, "made again, by what is finished in .work, and nothing else"
+    assert content(finished, "[ar]*/pocket/**/*") == before, "made again from what is finished in .work, nothing else"
 
 
 @pytest.mark.slow
