@@ -82,7 +82,7 @@ def est(
     energies = dict(zip(shared, map_layers(_energies, shared.values()), strict=True))
     total_c, total_s = (sum(both[side] for both in energies.values()) for side in (0, 1))
     factor = total_c / total_s if balance and total_s else 1.0
-    turns = {}
+    turns: dict[str, tuple[float, ...]] = {}
     for path, (of_c, of_s) in energies.items():
         ratio = of_c / (factor * of_s) if factor * of_s else inf
         turn = (ratio - (1 - discrepancy)) / alpha
