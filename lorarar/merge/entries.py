@@ -18,8 +18,6 @@ from lorarar.merge.options import require, require_weights
 
 Drop = Literal["smallest", "random"]
 Majority = Literal["total", "frequency"]
-PART = 1 << 14
-"""How many entries elect their signs at a time: few enough that all that is computed on the way stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Rule:
             The stream of the random masks, on the CPU.
         """
         if density == 1:
-            kept = [tensor.clone(memory_format=torch.contiguous_format) for tensor in pair]
+            kept = [tensor.clone() for tensor in pair]
         elif self.drop == "smallest":
             kept = [keep_largest(tensor, density) for tensor in pair]
         else:
@@ -87,7 +85,7 @@ def keep_largest(tensor: Tensor, density: float) -> Tensor:
     """
     count = int(density * tensor.numel())
     if not count:
-        return tensor.contiguous() * 0
+        return tensor * 0
     magnitudes = tensor.abs().flatten()
     # Magnitudes have the order of their bits, and numpy selects whole numbers several times as fast as torch floats.
     bits = magnitudes.view(torch.int32)
@@ -110,14 +108,13 @@ def keep_random(tensor: Tensor, density: float, random: torch.Generator) -> Tens
 def elect(kept: Sequence[Tensor], weights: Sequence[float], majority: Majority) -> Tensor:
     """The mean, for each entry, of the weighted values of two tensors that have the sign of the majority.
 
-    A zero has no sign, and a draw counts as positive. The tensors are contiguous, and overwritten.
+    A zero has no sign, and a draw counts as positive. The tensors are overwritten.
     """
-    for pair in zip(*(tensor.view(-1).split(PART) for tensor in kept), strict=True):
-        signs = [tensor.sign() for tensor in pair]
-        elected = torch.add(*(pair if majority == "total" else signs)).ge_(0).mul_(2).sub_(1)
-        agree = [sign.eq_(elected) for sign in signs]
-        for tensor, weight, voice in zip(pair, weights, agree, strict=True):
-            tensor.mul_(weight).mul_(voice)
-        # No zero is negative, as in peft.
-        pair[0].add_(pair[1]).div_(agree[0].add_(agree[1]).clamp_(min=1)).add_(0.0)
-    return kept[0]
+    signs = [tensor.sign() for tensor in kept]
+    elected = torch.add(*(kept if majority == "total" else signs)).ge_(0).mul_(2).sub_(1)
+    agree = [sign.eq_(elected) for sign in signs]
+    for tensor, weight, voice in zip(kept, weights, agree, strict=True):
+        tensor.mul_(weight).mul_(voice)
+    return (
+        kept[0].add_(kept[1]).div_(agree[0].add_(agree[1]).clamp_(min=1)).add_(0.0)
+    )  # no zero is negative, as in peft
