@@ -115,4 +115,6 @@ def elect(kept: Sequence[Tensor], weights: Sequence[float], majority: Majority) 
     agree = [sign.eq_(elected) for sign in signs]
     for tensor, weight, voice in zip(kept, weights, agree, strict=True):
         tensor.mul_(weight).mul_(voice)
-    return kept[0].add_(kept[1]).div_(agree[0].add_(agree[1]).clamp_(min=1)).add_(0.0)  # as above
+    return (
+        kept[0].add_(kept[1]).div_(agree[0].add_(agree[1]).clamp_(min=1)).add_(0.0)
+    )  # no zero is negative, as in peft

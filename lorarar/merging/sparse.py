@@ -91,9 +91,12 @@ class Sparse(Rule):
             return truncate(update, rank or c.rank + s.rank)
 
         def merge_factors(path: str, c: Factors, s: Factors) -> Factors:
-            most = max(c.rank, s.rank)
-            downs = [pad(down, (0, 0, 0, most - len(down))) for down in (c.down, s.down)]
-            ups = [pad(up, (0, most - up.shape[1])) for up in (c.up, s.up)]
+            if (most := max(c.rank, s.rank)) != min(c.rank, s.rank):
+                c, s = (
+                    Factors(pad(down, (0, 0, 0, most - len(down))), pad(up, (0, most - len(down))))
+                    for down, up in (c, s)
+                )
+            downs, ups = [c.down, s.down], [c.up, s.up]
             return Factors(*combine(path, (downs, signed), (ups, roots)))
 
         if space == "delta":
