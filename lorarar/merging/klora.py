@@ -74,7 +74,9 @@ class Schedule:
                 name, part, layer = stem.split(".", 2)
                 found[name, part][layer] = Factors(tensors[f"{stem}.down"], tensors[f"{stem}.up"])
         except (KeyError, ValueError):
-            raise UserError(f"{path}: not a schedule of two adapters; give a file that K-LoRA made") from None
+            raise UserError(
+                f"{path}: not a schedule of two adapters; give a file that a method with a schedule made"
+            ) from None
         content, style = (Adapter(found[name, "layers"], others=found[name, "rest"]) for name in ("content", "style"))
         return cls(content, style, turns, metadata)
 
