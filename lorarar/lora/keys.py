@@ -44,6 +44,9 @@ MODELS = {
 }
 """Models that are no UNet of Stable Diffusion, by a pattern of their keys; the first match counts."""
 
+CONVERT = "merge it into a checkpoint, and extract a plain LoRA with sd-scripts' networks/extract_lora_from_models.py"
+"""What turns updates of other kinds into a plain LoRA."""
+
 _FOREIGN = re.compile("|".join([*KINDS, *MODELS]))
 
 _ENDS = {
@@ -78,7 +81,7 @@ def check(keys: Iterable[str], source: str) -> None:
     suspicious = list(filter(_FOREIGN.search, keys))
     for pattern, kind in KINDS.items():
         if found := next((key for key in suspicious if re.search(pattern, key)), None):
-            raise UserError(f"{source}: {found} is {kind}, not part of a plain LoRA; convert the file to one first")
+            raise UserError(f"{source}: {found} is {kind}, not part of a plain LoRA; {CONVERT}")
     for pattern, model in MODELS.items():
         if found := next((key for key in suspicious if re.search(pattern, key)), None):
             raise UserError(f"{source}: {found} belongs to {model}; only LoRAs of Stable Diffusion's UNets are merged")
