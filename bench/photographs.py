@@ -23,11 +23,11 @@ import torch
 from torch.nn.functional import mse_loss
 
 from lorarar.data.catalog import Subject
-from lorarar.diffusion.backbone import Backbone, to_tensor
+from lorarar.diffusion.backbone import Backbone
 from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
-from lorarar.pictures import Picture
+from lorarar.pictures import Picture, as_tensor
 from lorarar.randomness import generator
 from lorarar.report.figures import grid
 from lorarar.scoring.dino import Dino, dino
@@ -107,7 +107,7 @@ def compare(
     for subject in subjects:
         own = photographs[subject.name]
         others = [picture for name, pictures in photographs.items() if name != subject.name for picture in pictures]
-        references = References.encode(model, to_tensor(own), [subject.prompt] * len(own))
+        references = References.encode(model, as_tensor(own), [subject.prompt] * len(own))
         figures: dict[str, Any] = {"subject": subject.name, "photographs": len(own)}
         shown: list[Picture] = []  # not the photographs, which are not ours to show
         for kind, adapter in (("base", None), ("lora", adapters[subject.name])):

@@ -118,7 +118,7 @@ class Comparison:
 
 
 def compare(first: Adapter, second: Adapter) -> Comparison:
-    """What two adapters have in common.
+    """Compares two adapters: layers, norms, row spaces and directions.
 
     Row spaces overlap by |Q_1 Q_2^T|^2 / min(r_1, r_2), Q with orthonormal rows that span those of down.
     """

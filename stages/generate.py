@@ -30,14 +30,14 @@ class DrawTruth:
     vae: bool
 
     def run(self, folder: Path) -> None:
-        from lorarar.diffusion.backbone import to_images, to_tensor
+        from lorarar.diffusion.backbone import to_images
         from lorarar.pocket.world.world import World
 
         world = World.load(new=True)
         truth = [world.truth(self.subject, self.style, seed) for seed in self.seeds]
         if self.vae:
             model = self.model.load()
-            truth = to_images(model.decode(model.encode_images(to_tensor(truth))))
+            truth = to_images(model.decode(model.encode_images(pictures.as_tensor(truth))))
         for index, image in enumerate(truth):
             pictures.write(folder / f"{index:02}.png", image)
 

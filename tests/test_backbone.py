@@ -10,10 +10,11 @@ import torch
 
 from lorarar.device import gain_of_bfloat16
 from lorarar.diffusion import backbone
-from lorarar.diffusion.backbone import Backbone, Conditioning, best_dtype, to_images, to_tensor
+from lorarar.diffusion.backbone import Backbone, Conditioning, best_dtype, to_images
 from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
+from lorarar.pictures import as_tensor
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_scaling_factor_alone_will_do(tiny, monkeypatch):
 
 def test_pictures_survive_the_way_to_tensors_and_back():
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
-    pixels = to_tensor(list(images))
+    pixels = as_tensor(list(images))
     assert pixels.shape == (2, 3, 4, 5) and pixels.min() >= -1 and pixels.max() <= 1
     assert np.array_equal(to_images(pixels), images)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
 
 LongPrompts = Literal["cut", "chunks"]
-"""What becomes of a prompt that is longer than the text encoders take, see `Backbone.encode_prompts`."""
+"""Treatments of a prompt that is too long for the text encoders, see `Backbone.encode_prompts`."""
 
 
 def best_dtype(training: bool = False) -> tuple[torch.dtype, str]:
@@ -39,11 +39,6 @@ def best_dtype(training: bool = False) -> tuple[torch.dtype, str]:
     gain = gain_of_bfloat16()
     reason = f"CPU multiplies bfloat16 matrices {gain:.1f} times as fast as float32"
     return torch.bfloat16 if gain > 1.5 else torch.float32, reason
-
-
-def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
-    """uint8 pictures (H, W, 3) of one size -> float32 (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_images(pixels: Tensor) -> list[np.ndarray]:
@@ -154,9 +149,9 @@ class Backbone:
         Parameters
         ----------
         long_prompts
-            Text encoders take a fixed number of tokens, 77 with SDXL: 75 between two marks. `cut` leaves out the rest
-            of a longer prompt, as diffusers does, and tells so on stderr once. `chunks` encodes every 75 tokens apart
-            and joins the hidden states, T = 77 for each; the projection is that of the first.
+            Text encoders take a fixed number of tokens, 77 with SDXL: 75 between two marks. `cut` drops the rest of a
+            longer prompt, as diffusers does, and prints the dropped words once. `chunks` encodes 75 tokens at a time
+            and joins the hidden states, T = 77 for each chunk; the projection is that of the first chunk.
         """
         lost = {prompt: words for prompt in prompts if (words := self._lost(prompt))}
         if lost and long_prompts == "chunks":

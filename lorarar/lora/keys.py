@@ -45,7 +45,7 @@ MODELS = {
 """Models that are no UNet of Stable Diffusion, by a pattern of their keys; the first match counts."""
 
 CONVERT = "merge it into a checkpoint, and extract a plain LoRA with sd-scripts' networks/extract_lora_from_models.py"
-"""What turns updates of other kinds into a plain LoRA."""
+"""Advice in errors: it makes a plain LoRA of an update of another kind."""
 
 _FOREIGN = re.compile("|".join([*KINDS, *MODELS]))
 

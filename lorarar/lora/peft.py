@@ -50,7 +50,7 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: st
     wide = any(down.shape[1] == 1280 for layer, (down, _) in layers.items() if layer.startswith("text_encoder."))
     if not wide:
         return layers
-    # Of SDXL's two text encoders only the second has this width.
+    # This width is that of SDXL's second text encoder.
     return {re.sub(r"^text_encoder\.", "text_encoder_2.", layer): factors for layer, factors in layers.items()}
 
 

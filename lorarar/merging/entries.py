@@ -52,7 +52,7 @@ class Rule:
         density
             The share of entries that stay in each, in (0, 1].
         majority
-            What elects a sign: the "total" of the entries that stayed, which None is too, or the "frequency" of their
+            Elects each sign by the "total" of the entries that stayed, the default, or by the "frequency" of their
             signs.
         random
             The stream of the random masks, on the CPU.
@@ -115,6 +115,5 @@ def elect(kept: Sequence[Tensor], weights: Sequence[float], majority: Majority) 
     agree = [sign.eq_(elected) for sign in signs]
     for tensor, weight, voice in zip(kept, weights, agree, strict=True):
         tensor.mul_(weight).mul_(voice)
-    return (
-        kept[0].add_(kept[1]).div_(agree[0].add_(agree[1]).clamp_(min=1)).add_(0.0)
-    )  # no zero is negative, as in peft
+    voices = agree[0].add_(agree[1]).clamp_(min=1)
+    return kept[0].add_(kept[1]).div_(voices).add_(0.0)  # no zero is negative, as in peft

@@ -194,7 +194,7 @@ def _order(path: str) -> tuple[Any, ...]:
 def taking_turns(content: Adapter, style: Adapter) -> dict[str, tuple[Factors, Factors]]:
     """The linear layers of the UNet that both adapters have: only these change with the denoising step."""
     linear = content.layers.keys() & style.layers.keys()
-    return {path: (c, s) for path, c, s in columns.pairs(content, style) if path in linear}
+    return {path: (c, s) for path, c, s in columns.pairs(content, style) if path in linear and c.rank and s.rank}
 
 
 class _Sums(NamedTuple):
@@ -203,7 +203,7 @@ class _Sums(NamedTuple):
 
 
 def _sums(c: Factors, s: Factors, largest: int) -> list[_Sums]:
-    """Of both updates, the sums of as many largest magnitudes and of all."""
+    """Sums the `largest` greatest magnitudes of each update, and all of them."""
     found = []
     for factors in (c, s):
         magnitudes = factors.delta.abs_().flatten()

@@ -29,7 +29,7 @@ class Method:
     schedule
         True if the result is a `klora.Schedule`, which gives an adapter for each denoising step.
     invariant
-        True if the result depends on the updates dW alone: (B G, G^-1 A) in place of (B, A) changes nothing.
+        True if only the updates dW matter: factors (B G, G^-1 A) give the same result as (B, A).
     """
 
     name: str

@@ -59,8 +59,8 @@ def est(
 ) -> Schedule:
     """A layer is the content's while E_c >= (alpha t + 1 - discrepancy) E_s: EST-LoRA (arXiv 2508.02165).
 
-    E is the squared Frobenius norm of the layer's update, and t the share of steps that are done. The formula is that
-    of SD.Next's implementation, whose t ends at 1 and not one step before; the paper's was not available to check.
+    E is the squared Frobenius norm of the layer's update, and t the share of steps that are done. The formula follows
+    SD.Next's implementation, except that its t reaches 1 in the last step. It was not compared with the paper.
 
     Parameters
     ----------

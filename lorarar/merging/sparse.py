@@ -81,7 +81,7 @@ class Sparse(Rule):
 
         rule = partial(self.merge, density=density, majority=majority)
 
-        # Each layer has a stream of its own, from which down draws before up.
+        # Each layer has a separate random stream: down draws first, then up.
         def combine(path: str, *parts: tuple[list[Tensor], Sequence[float]]) -> list[Tensor]:
             random = generator(seed, *path.encode())
             return [rule(tensors, scales, random=random) for tensors, scales in parts]

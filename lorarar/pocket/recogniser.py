@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.pictures import Picture
+from lorarar.pictures import Picture, as_tensor
 from lorarar.scoring.images import batches
-from lorarar.scoring.judges.verification import Trunk, as_tensor, half, statistics
+from lorarar.scoring.judges.verification import Trunk, half, statistics
 
 HEADS = ("noun", "family", "subject", "style")
 """Questions that the recogniser answers."""

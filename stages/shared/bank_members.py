@@ -34,10 +34,9 @@ class Member:
 
     def pixels(self, resolution: int) -> Tensor:
         """Reference pictures, cropped and scaled: (N, 3, H, W) in [-1, 1]."""
-        from lorarar.diffusion.backbone import to_tensor
         from lorarar.training.references import centre_crop
 
-        return to_tensor([centre_crop(pictures.read(path), resolution) for path in self.images])
+        return pictures.as_tensor([centre_crop(pictures.read(path), resolution) for path in self.images])
 
     @cache  # noqa: B019  (the tasks of a process share its members)
     def load(self, model: Model, resolution: int) -> Entry:

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from lorarar.device import best_device
 from lorarar.diffusion.vae import PackedAutoencoderKL
 from lorarar.files import atomic
+from lorarar.pictures import as_tensor
 from lorarar.pocket.train.trainer import fit
 from lorarar.pocket.world.world import World
-from lorarar.scoring.judges.verification import as_tensor
 
 CHUNK = 2000  # pictures a file of the corpus
 LATENT = (32, 8, 8)  # channels and size of a picture's latents

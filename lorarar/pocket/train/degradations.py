@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from lorarar.device import best_device
 from lorarar.errors import UserError
 from lorarar.files import sha256
+from lorarar.pictures import as_tensor
 from lorarar.scoring.images import batches
-from lorarar.scoring.judges.verification import as_tensor
 
 
 class Degrade(Protocol):

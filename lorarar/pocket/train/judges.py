@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from lorarar.device import best_device
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
+from lorarar.pictures import as_tensor
 from lorarar.pocket.train.degradations import Redrawn, RoundTrip, blurred_and_noisy, mirrored, recoloured, warped
 from lorarar.pocket.train.judge_datasets import Workshop
 from lorarar.pocket.train.shards import Columns
@@ -27,7 +28,7 @@ from lorarar.pocket.train.trainer import fit, generators, whole_files
 from lorarar.pocket.world.vocabulary import word_tokenizer
 from lorarar.pocket.world.world import World
 from lorarar.scoring.judges import Kind
-from lorarar.scoring.judges.verification import Verifier, as_tensor, half, save_verifier
+from lorarar.scoring.judges.verification import Verifier, half, save_verifier
 from lorarar.scoring.statistics import balanced_accuracy
 
 SIZE = 64

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from lorarar.device import best_device
 from lorarar.files import write_json
+from lorarar.pictures import as_tensor
 from lorarar.pocket.recogniser import HEADS, Network, Recogniser
 from lorarar.pocket.train.degradations import blurred_and_noisy, warped
 from lorarar.pocket.train.judge_datasets import OTHER, UNKNOWN, Workshop
 from lorarar.pocket.train.shards import Columns
 from lorarar.pocket.train.trainer import fit, generators
-from lorarar.scoring.judges.verification import as_tensor
 
 
 def accuracy(recogniser: Recogniser, columns: Columns) -> dict[str, float]:

@@ -27,8 +27,8 @@ class CachedJudge:
     a small file that appears whole or not at all: a kill costs one batch at most, and several processes may share the
     folder, also on a network file system.
 
-    Unanswered questions are not cached, because some judges answer them the next time. If they become more than half
-    of a call's questions, or than the judge's share `max_unanswered`, asking stops.
+    Unanswered questions are not cached, because some judges answer them the next time. Asking stops with an error when
+    their share is above the judge's `max_unanswered`, half by default.
 
     Parameters
     ----------
