@@ -27,8 +27,7 @@ from lorarar.merging.columns import Coefficients
 from lorarar.merging.hypernet import HyperNetwork, ends_with
 from lorarar.randomness import generator
 from lorarar.report.tables import ends, signed
-from lorarar.scoring import score_table
-from lorarar.scoring.statistics import bootstrap_mean, paired_difference
+from lorarar.scoring import crossed, score_table
 from lorarar.training.objective import merging_loss
 from slurm.task import Task, read_json
 from stages.generate import DRAWING
@@ -189,11 +188,11 @@ def _losses(context: Context, pair: Pair, choices: Mapping[str, Coefficients]) -
 def _loss_table(losses: Mapping[str, Mapping[str, list[float]]]) -> list[str]:
     lines = []
     for split in ("train", "val", "test"):
-        rows = [row for name, row in losses.items() if name.startswith(f"{split}/")]
-        for choice in [choice for choice in SHOWN if all(choice in row for row in rows)]:
-            content, style = (mean(row[choice][k] for row in rows) for k in (0, 1))
-            sums = [[sum(row[choice])] for row in rows]
-            change = paired_difference(sums, [[sum(row["direct"])] for row in rows], 0)
+        rows = {_pair(name): row for name, row in losses.items() if name.startswith(f"{split}/")}
+        for choice in [choice for choice in SHOWN if all(choice in row for row in rows.values())]:
+            content, style = (mean(row[choice][k] for row in rows.values()) for k in (0, 1))
+            sums, plain = ({pair: [sum(row[of])] for pair, row in rows.items()} for of in (choice, "direct"))
+            change = crossed.difference(sums, plain).interval()
             versus = "" if choice == "direct" else f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
             terms = [f"{value:.3f}" for value in (content, style, content + style)]
             lines.append([SHOWN[choice], split, str(len(rows)), *terms, versus])
@@ -211,7 +210,7 @@ def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: 
     sampling = context.store("generate", context.data / "base", without=DRAWING)
     judging = context.store("score", judges, PROMPTS)
     families, names = str(judges / "recogniser"), model_names(context)
-    right: dict[str, list[list[float]]] = {}
+    right: dict[str, dict[tuple[str, str], list[bool]]] = {}
     made: dict[str, dict[str, Path]] = {}
     for choice in ("direct", "hypernet", "other", "column", "single"):
         tasks = []
@@ -231,21 +230,30 @@ def _mars2(context: Context, network: HyperNetwork, average: Coefficients, own: 
             shown = PairImages(*named, of_subject, of_style, style.words, prompt)
             tasks.append(Task(name, ScorePair(names, families, shown), [shown.folder, *shown.references]))
         (judged,) = context.fan_out(Group(judging, tasks, f"score {choice}"))
-        right[choice] = [[row.right for row in score_table.read(f / "scores.parquet")] for f in judged.values()]
+        right[choice] = {
+            _pair(name): [row.right for row in score_table.read(folder / "scores.parquet")]
+            for name, folder in judged.items()
+        }
     lines = []
     for choice, values in right.items():
         versus = differ = ""
         if choice != "hypernet":
-            versus = signed(paired_difference(values, right["hypernet"], 0))
+            versus = signed(crossed.difference(values, right["hypernet"]).interval())
             differ = f"{_difference(made[choice], made['hypernet']):.2f}"
-        counts = [str(sum(map(len, values))), str(len(values))]
-        lines.append([SHOWN[choice], ends(bootstrap_mean(values, 0)), versus, differ, *counts])
+        counts = [str(sum(map(len, values.values()))), str(len(values))]
+        lines.append([SHOWN[choice], ends(crossed.mean(values).interval()), versus, differ, *counts])
     head = ["Coefficients", "MARS² average [95%]", "against the hypernetwork's own [95%]"]
     head += ["pictures differ from its own by", "images", "pairs"]
     meaning = (
         "Validation split, the same seeds of images for all; pictures differ by so many of 255 levels, on average."
     )
     return ["## Do they make better pictures?", collect.table(pd.DataFrame(lines, columns=head), 1), meaning]
+
+
+def _pair(name: str) -> tuple[str, str]:
+    """(subject, style) of `dog8+glowing`, or of `test/dog8+glowing`."""
+    subject, _, style = name.rpartition("/")[2].partition("+")
+    return subject, style
 
 
 def _difference(these: Mapping[str, Path], those: Mapping[str, Path]) -> float:

@@ -12,7 +12,8 @@ import pandas as pd
 from experiments.experiment import ELSEWHERE, Experiment, Setting
 from lorarar.files import atomic
 from lorarar.report.tables import PAPER_NAMES, interval, signed, title
-from lorarar.scoring.statistics import Interval, paired_difference, rank_agreement, spread
+from lorarar.scoring import crossed
+from lorarar.scoring.statistics import Interval, rank_agreement, spread
 
 FIGURES = ("mars2_average", "mars2_best", "subject", "style", "clip_i", "dino", "clip_t")
 CHANGE = ("change", "change_ci_low", "change_ci_high")
@@ -75,8 +76,13 @@ def _change(figures: Mapping[str, Any], first: Mapping[str, Any]) -> Interval | 
     """Change of MARS² average against the first setting; None if that has other pairs."""
     if not figures["right"].keys() <= first["right"].keys():
         return None
-    later, earlier = ([one["right"][pair] for pair in figures["right"]] for one in (figures, first))
-    return paired_difference(later, earlier, 0)
+    later, earlier = ({_pair(name): one["right"][name] for name in figures["right"]} for one in (figures, first))
+    return crossed.difference(later, earlier).interval()
+
+
+def _pair(name: str) -> tuple[str, str]:
+    subject, _, style = name.partition("+")
+    return subject, style
 
 
 def _markdown(experiment: Experiment, rows: Rows, results: Sequence[Mapping[str, Any]]) -> str:
@@ -84,7 +90,7 @@ def _markdown(experiment: Experiment, rows: Rows, results: Sequence[Mapping[str,
     several, first = len(experiment.settings) > 1, rows[0][0].label
     trained = any("loss" in result for result in results)
     cells = pd.DataFrame([_cells(experiment, result, first, several, trained) for result in results])
-    notes = "Intervals resample whole pairs; they tell nothing of other seeds."
+    notes = "Intervals are over subjects and styles; they tell nothing of other seeds."
     if several:
         notes += f" Changes are against *{first}*, on the same pairs and seeds of images."
     paragraphs = [f"# {experiment.question}", table(cells, 3), notes]

@@ -28,12 +28,13 @@ class DrawTruth:
     style: str
     seeds: list[int]
     vae: bool
+    scheme: str
 
     def run(self, folder: Path) -> None:
         from lorarar.diffusion.backbone import to_images
         from lorarar.pocket.world.world import World
 
-        world = World.load(new=True)
+        world = World.load(scheme=self.scheme)
         truth = [world.truth(self.subject, self.style, seed) for seed in self.seeds]
         if self.vae:
             model = self.model.load()
@@ -73,7 +74,8 @@ def _task(context: Context, method: str, split: str, pair: str, entry: dict[str,
     name, model = f"{method}/{split}/{pair}", base_model(context)
     if entry["prompt"] is None:
         subject, style = pair.split("+")
-        return Task(name, DrawTruth(model, subject, style, seeds, entry["vae"]), [context.data / "world.yaml"])
+        scheme = context.params.evaluate.scheme
+        return Task(name, DrawTruth(model, subject, style, seeds, entry["vae"], scheme), [context.data / "world.yaml"])
     adapter = context.artifacts / "merge" / method / f"{pair}.safetensors" if entry["adapter"] else None
     work = Sample(model, str(adapter) if adapter else None, entry["prompt"], seeds, settings, entry["schedule"])
     return Task(name, work, [adapter] if adapter else [])

@@ -40,7 +40,7 @@ def draw(context: Context, out: Path) -> None:
     if context.plan:
         print(f"{sum(subject.images for subject in context.subjects) + len(context.styles)} pictures to draw")
         raise SystemExit(0)
-    world = World.load(new=True)
+    world = World.load(scheme=context.params.evaluate.scheme)
     for subject in context.subjects:
         for index in range(subject.images):
             pictures.write(out / f"subjects/{subject.name}/{index:02}.png", world.picture(subject.name, index))

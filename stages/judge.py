@@ -28,6 +28,7 @@ class AskKnown:
     number: int
     resamples: int
     seed: int
+    scheme: str
 
     def run(self, folder: Path) -> None:
         from lorarar.pocket.train.degradations import RoundTrip
@@ -38,7 +39,9 @@ class AskKnown:
 
         by = self.names.load()
         with tempfile.TemporaryDirectory() as renderings:
-            shop = Workshop(World.load(), PROMPTS, RoundTrip(Path(self.vae)), Path(renderings), self.seed)
+            shop = Workshop(
+                World.load(scheme=self.scheme), PROMPTS, RoundTrip(Path(self.vae)), Path(renderings), self.seed
+            )
             pairs = shop.bank_pairs(self.kind, self.number)
         resampling = (self.seed, self.resamples)
         figures: dict[str, Any] = examine(by.judge, self.kind, pairs, *resampling)
@@ -59,9 +62,8 @@ def main(context: Context) -> None:
         write_json(context.results / "judge.json", {"judge": score.judge, "n": 0, "not_examined": reason})
         return
     vae, names, seed = context.data / "base" / "vae", model_names(context), context.seed("judge")
-    tasks = [
-        Task(kind, AskKnown(kind, str(vae), names, score.judge_questions, score.resamples, seed)) for kind in KINDS
-    ]
+    asked = str(vae), names, score.judge_questions, score.resamples, seed, context.drawn_scheme
+    tasks = [Task(kind, AskKnown(kind, *asked)) for kind in KINDS]
     world = [context.data / "world.yaml", Path("data/styles.csv"), Path("data/subjects.csv")]
     store = context.store("judge", vae, context.data / "judges", PROMPTS, *world)
     (done,) = context.fan_out(Group(store, tasks, "judge"))

@@ -104,7 +104,7 @@ def main(context: Context) -> None:
             print(f"score: {reason}")
             write_json(metrics, {"n_images": 0, "not_known": reason})
             continue
-        figures: dict[str, Any] = score_table.summarise(rows, context.seed("score"), context.knobs.score.resamples)
+        figures: dict[str, Any] = score_table.summarise(rows)
         references = sorted({Path(path) for pair in pairs.values() for path in pair.references})
         figures["provenance"] = provenance(context, _models(folders)) | {"references": paths_sha256(references)[:12]}
         write_json(metrics, figures)

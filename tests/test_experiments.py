@@ -85,7 +85,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for i in range(2)
         ]
         score_table.write(commands / f"{outcome}.parquet", rows)
-        write_json(commands / f"{outcome}.json", score_table.summarise(rows, 0, 50))
+        write_json(commands / f"{outcome}.json", score_table.summarise(rows))
     (commands / "dvc").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(commands / "python"))  # whose folder is looked in first
     monkeypatch.chdir(root)

@@ -98,7 +98,11 @@ class Catalog:
         UserError : a table is missing, lacks a column, repeats a name, or holds a value that is not allowed.
         """
         data = Path(root) / "data"
-        prompts = _prompts(data / "prompts.yaml")
+        return cls._tables(data, _prompts(data / "prompts.yaml"))
+
+    @classmethod
+    def _tables(cls, data: Path, prompts: Prompts) -> Catalog:
+        """Read `subjects.csv` and `styles.csv` in a folder."""
         subjects = [
             Subject(
                 name=row["folder"],
@@ -140,12 +144,16 @@ class Catalog:
     def divided(self, scheme: str, root: Path | str = ".") -> Catalog:
         """The same under a division of `data/splits.yaml`; under `paper`, the tables' own, without what is new.
 
+        A scheme with a folder in `data/schemes` has other subjects and styles: those of its own tables.
+
         Raises
         ------
         UserError : there is no such division, or it selects by something that subjects or styles do not have.
         """
         if scheme == "paper":
             return Catalog(_known(self.subjects), _known(self.styles), self.prompts)
+        if own_tables(scheme, root):
+            return Catalog._tables(schemes(root) / scheme, self.prompts)
         path = Path(root) / "data" / "splits.yaml"
         try:
             divisions = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -155,7 +163,8 @@ class Catalog:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); restore it from git") from error
         except KeyError as error:
-            raise UserError(f"{path}: no {error} there; known divisions: paper, {', '.join(divisions)}") from None
+            known = ["paper", *divisions, *sorted(folder.name for folder in schemes(root).iterdir())]
+            raise UserError(f"{path}: no {error} there; known divisions: {', '.join(known)}") from None
         except (yaml.YAMLError, AttributeError, TypeError) as error:
             raise UserError(f"{path}: {scheme}: not a division ({error})") from None
         return Catalog(subjects, styles, self.prompts)
@@ -183,6 +192,16 @@ class Catalog:
     def class_prompt(self, subject: Subject, style: Style) -> str:
         """The pair's prompt without the rare token."""
         return self.prompts.fill(self.prompts.plain, subject.class_name, style.words)
+
+
+def schemes(root: Path | str = ".") -> Path:
+    """The folder of schemes that have tables of their own."""
+    return Path(root) / "data" / "schemes"
+
+
+def own_tables(scheme: str, root: Path | str = ".") -> bool:
+    """Whether a scheme has subjects and styles of its own."""
+    return (schemes(root) / scheme / "subjects.csv").is_file()
 
 
 def pair_name(subject: Subject, style: Style) -> str:

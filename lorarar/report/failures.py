@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorarar.report.tables import Provenance, Table, label, ordered
+from lorarar.scoring import crossed
 from lorarar.scoring.judges import Kind
 from lorarar.scoring.score_table import ByPair, Row
-from lorarar.scoring.statistics import Interval, bootstrap_mean
+from lorarar.scoring.statistics import Interval
 from lorarar.tables import ends, title
 
 MODES = ("right", "subject lost", "style lost", "both lost")
@@ -23,10 +24,10 @@ def mode(row: Row) -> str:
     return MODES[(not row.subject_yes) + 2 * (not row.style_yes)]
 
 
-def modes(pairs: ByPair, seed: int, resamples: int) -> dict[str, Interval]:
-    """Share of each of `MODES`, with intervals that resample whole pairs."""
+def modes(pairs: ByPair) -> dict[str, Interval]:
+    """Share of each of `MODES`, with intervals over subjects and styles."""
     return {
-        name: bootstrap_mean([[float(mode(row) == name) for row in rows] for rows in pairs.values()], seed, resamples)
+        name: crossed.mean({pair: [mode(row) == name for row in rows] for pair, rows in pairs.items()}).interval()
         for name in MODES
     }
 
@@ -34,7 +35,7 @@ def modes(pairs: ByPair, seed: int, resamples: int) -> dict[str, Interval]:
 def modes_table(found: Mapping[str, Mapping[str, Interval]], split: str, n: str, provenance: Provenance) -> Table:
     """One row for each method; `n` gives the number of images in words."""
     rows = [[label(method), *map(ends, found[method].values())] for method in ordered(found)]
-    notes = [f"Shares of {n}, with 95% intervals that resample whole pairs."]
+    notes = [f"Shares of {n}, with 95% intervals over subjects and styles."]
     return Table(f"What is wrong on the split {split}", ["", *MODES], rows, notes, str(provenance), shaded=True)
 
 
@@ -103,13 +104,15 @@ class Neighbour:
     n: int
 
 
-def shares(pairs: ByPair, kind: Kind, name: str, seed: int, resamples: int) -> Interval:
+def shares(pairs: ByPair, kind: Kind, name: str) -> Interval:
     """Share of the images of a subject that are right in the subject, or of a style in the style."""
     place = ("subject", "style").index(kind)
-    values = [
-        [float(getattr(row, f"{kind}_yes")) for row in rows] for pair, rows in pairs.items() if pair[place] == name
-    ]
-    return bootstrap_mean(values, seed, resamples)
+    values = {
+        pair: [float(getattr(row, f"{kind}_yes")) for row in rows]
+        for pair, rows in pairs.items()
+        if pair[place] == name
+    }
+    return crossed.mean(values).interval()
 
 
 def rank_correlation(neighbours: Sequence[Neighbour], method: str) -> float:
@@ -137,7 +140,7 @@ def neighbours_table(found: Sequence[Neighbour], names: Mapping[str, str], split
     notes = [
         "Share of images that are right in the row's own subject or style, against how much it looks like its nearest "
         "neighbour among those that the hypernetwork was trained on: mean cosine of reference pictures, of subjects by "
-        "DINO, of styles by CLIP-I's model. Intervals resample pairs. With so few "
+        "DINO, of styles by CLIP-I's model. Intervals are over its pairs. With so few "
         "subjects and styles a rank correlation below .9 is no sign of anything.",
     ]
     header = ["", "kind", "nearest of training", "similarity", "images", *(title(method) for method in methods)]

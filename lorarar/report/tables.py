@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lorarar.data.controls import CONTROLS
 from lorarar.merging.registry import METHODS
+from lorarar.scoring import crossed
 from lorarar.scoring.judges import Kind
 from lorarar.scoring.score_table import MEANS
-from lorarar.scoring.statistics import Interval, bootstrap_mean, paired_difference
 from lorarar.tables import TITLES, ends, interval, markdown, signed, title
 
 Figures = Mapping[str, float]
@@ -76,6 +76,7 @@ def mars2_table(
     split: str,
     judge: Figures,
     provenance: Provenance,
+    best: Collection[str] = (),
 ) -> Table:
     """MARS² of every method between floors and ceilings, next to the paper's Table 1.
 
@@ -84,6 +85,7 @@ def mars2_table(
     metrics : method -> result of `score_table.summarise`, in the order of the rows.
     paper : name in the paper -> average and best.
     judge : examination of the judge, from results/<base>/judge.json.
+    best : methods that are not worse than the best one (`crossed.best_set`), which the table marks.
     """
     # Columns that add nothing are left out: families that equal styles, and unanswered questions if there are none.
     known = all("family" in figures for figures in metrics.values())
@@ -99,7 +101,8 @@ def mars2_table(
         figures = metrics[method]
         published = paper.get(PAPER_NAMES.get(method, method), {})
         rows.append([
-            label(method), interval(figures, "mars2_average"), interval(figures, "mars2_best"),
+            label(method) + " *" * (method in best),
+            interval(figures, "mars2_average"), interval(figures, "mars2_best"),
             *(f"{figures[name]:.2f}" for name in shares),
             *(f"{figures[name]:.0f}" for name in (*unanswered, "n_images", "n_pairs")),
             *(f"{published[name]:.2f}" if name in published else "" for name in ("average", "best")),
@@ -107,7 +110,9 @@ def mars2_table(
     explained = "; ".join(f"{name}: {COLUMNS[name]}" for name in (*shares, *unanswered))
     notes = [
         "MARS² average: share of images that are right in subject and style; best: share of pairs with at least one "
-        f"such image; {explained}. Intervals resample whole pairs.",
+        f"such image; {explained}. Intervals are over subjects and styles, both of which are samples."
+        + " Methods marked * are not worse than the best one at 5% (paired differences, Holm's correction)."
+        * bool(best),
         _trust(judge),
         _comparable(provenance.base, "(Table 1, SDXL, LLaVA-Critic 7B) are from another world with another judge"),
     ]
@@ -146,8 +151,6 @@ def differences_table(
     right: Mapping[str, Right],
     metrics: Mapping[str, Figures],
     split: str,
-    seed: int,
-    resamples: int,
     provenance: Provenance,
 ) -> Table:
     """MARS² average of each merging method minus that of the best floor and of the methods above it in the table.
@@ -156,20 +159,19 @@ def differences_table(
     ----------
     right : method -> the judge's answers, for the same pairs.
     metrics : as in `mars2_table`.
-    seed, resamples : for the intervals.
     """
     methods = [name for name in right if name in METHODS]
     floors = [name for name in right if name in CONTROLS and CONTROLS[name].bound == "floor"]
     best = [max(floors, key=lambda name: metrics[name]["mars2_average"])] if floors else []
     against = [*best, *methods[:-1]]
     rows = [
-        [title(row), *(_difference(right[row], right[name], seed, resamples) for name in against[: len(best) + place])]
+        [title(row), *(_difference(right[row], right[name]) for name in against[: len(best) + place])]
         for place, row in enumerate(methods)
     ]
     n = metrics[methods[0]] if methods else {"n_images": 0, "n_pairs": 0}
     notes = [
         f"Row less column, on the same {n['n_pairs']:.0f} pairs ({n['n_images']:.0f} images of each method). Intervals "
-        "resample whole pairs, the same ones for both, so that what makes a pair hard cancels; **bold** where 0 lies "
+        "are over subjects and styles, the same for both, so that what makes a pair hard cancels; **bold** where 0 is "
         "outside. Each holds for itself: among twenty comparisons of equal methods, one is expected to be bold.",
     ]
     header = ["", *(f"less {label(name)}" for name in against)]
@@ -181,8 +183,6 @@ def breakdown_table(
     kind: Kind,
     titles: Mapping[str, str],
     split: str,
-    seed: int,
-    resamples: int,
     provenance: Provenance,
 ) -> Table:
     """MARS² average of every method for each subject or each style, as in the paper's Figure A7.
@@ -192,34 +192,28 @@ def breakdown_table(
     right : method -> the judge's answers.
     kind : a column for each subject, or for each style.
     titles : name of a subject or style -> its title; in the order of the columns.
-    seed, resamples : for the intervals.
     """
     place = ("subject", "style").index(kind)
     parts = {
-        method: {name: [values for pair, values in found.items() if pair[place] == name] for name in titles}
+        method: {name: {pair: values for pair, values in found.items() if pair[place] == name} for name in titles}
         for method, found in right.items()
     }
     sizes = next(iter(parts.values()))
-    header = ["", *(f"{titles[name]} (n = {sum(map(len, sizes[name]))})" for name in titles)]
+    header = ["", *(f"{titles[name]} (n = {sum(map(len, sizes[name].values()))})" for name in titles)]
     rows = [
-        [label(method), *(ends(bootstrap_mean(parts[method][name], seed, resamples)) for name in titles)]
+        [label(method), *(ends(crossed.mean(parts[method][name]).interval()) for name in titles)]
         for method in ordered(right)
     ]
     number = " or ".join(map(str, sorted({len(values) for values in sizes.values()})))
     notes = [
-        f"Share of images that are right in subject and style, with 95% intervals. They resample the {number} pairs of "
-        f"each {kind}: so few pairs make them rough, and rather too narrow.",
+        f"Share of images that are right in subject and style, with 95% intervals. They are over the {number} "
+        f"pairs of each {kind}.",
     ]
     return Table(f"MARS² average by {kind} on the split {split}", header, rows, notes, str(provenance), shaded=True)
 
 
-def difference(first: Right, second: Right, seed: int, resamples: int) -> Interval:
-    """MARS² average of one method minus that of another, whose pairs are matched by name."""
-    return paired_difference(list(first.values()), [second[pair] for pair in first], seed, resamples)
-
-
-def _difference(first: Right, second: Right, seed: int, resamples: int) -> str:
-    found = difference(first, second, seed, resamples)
+def _difference(first: Right, second: Right) -> str:
+    found = crossed.difference(first, second).interval()
     text = signed(found)
     return text if found.low <= 0 <= found.high else f"**{text}**"
 

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from lorarar.errors import UserError
 from lorarar.files import atomic
-from lorarar.scoring import mars2
-from lorarar.scoring.statistics import bootstrap_mean
+from lorarar.scoring import crossed, mars2
 
 
 @dataclass(frozen=True)
@@ -119,32 +118,31 @@ def by_pair(rows: Sequence[Row]) -> ByPair:
     return pairs
 
 
-def summarise(rows: Sequence[Row], seed: int, resamples: int) -> dict[str, float]:
+def summarise(rows: Sequence[Row]) -> dict[str, float]:
     """All figures of one method on one split.
 
-    Each mean is followed by `_ci_low` and `_ci_high`, the ends of its 95% interval by resampling whole pairs.
+    Each mean is followed by `_ci_low` and `_ci_high`, the ends of its 95% interval over subjects and styles.
     `family` and `mars2_soft`, the mean of `Row.soft`, are included only if every image has them.
 
     Parameters
     ----------
     rows : in the order of generation within each pair.
-    seed, resamples : for the intervals.
     """
-    pairs = by_pair(rows).values()
-    right = [[row.right for row in pair] for pair in pairs]
-    values: dict[str, list[list[float]]] = {
-        "mars2_average": [[float(value) for value in pair] for pair in right],
-        "mars2_best": [[float(any(pair))] for pair in right],
-        "attempts": [[float(mars2.pair_attempts(pair))] for pair in right],
+    pairs = by_pair(rows)
+    right = {pair: [row.right for row in of] for pair, of in pairs.items()}
+    values: dict[str, crossed.ByPair] = {
+        "mars2_average": right,
+        "mars2_best": {pair: [any(of)] for pair, of in right.items()},
+        "attempts": {pair: [float(mars2.pair_attempts(of))] for pair, of in right.items()},
     }
     for name, column in COLUMNS.items():
         if all(getattr(row, column) is not None for row in rows):
-            values[name] = [[float(getattr(row, column)) for row in pair] for pair in pairs]
+            values[name] = {pair: [float(getattr(row, column)) for row in of] for pair, of in pairs.items()}
     figures: dict[str, float] = {
         "n_images": len(rows),
         "n_pairs": len(pairs),
         "unanswered": sum(row.subject_unanswered + row.style_unanswered for row in rows),
     }
     for name, value in values.items():
-        figures |= bootstrap_mean(value, seed, resamples).named(name)
+        figures |= crossed.mean(value).interval().named(name)
     return figures

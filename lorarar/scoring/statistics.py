@@ -1,4 +1,4 @@
-"""Intervals, rates and rankings. Images of one subject-style pair are not independent, so pairs are resampled."""
+"""Intervals, rates and rankings. What is alike is resampled together: `crossed` has the means over pairs."""
 
 from __future__ import annotations
 
@@ -67,27 +67,6 @@ def bootstrap_mean(values_by_pair: ByPair, seed: int, n: int = 2000, level: floa
     """
     draws = drawn(len(values_by_pair), seed, n)
     return interval(_mean(values_by_pair), _mean(values_by_pair, draws), level)
-
-
-def paired_difference(first: ByPair, second: ByPair, seed: int, n: int = 2000, level: float = 0.95) -> Interval:
-    """Mean of `first` minus mean of `second`, with the percentile interval of `n` resamplings of whole pairs.
-
-    Both methods made images of the same pairs, and each resampling draws the same pairs for both. The difficulty of a
-    pair cancels, and the interval is narrower than two separate ones suggest.
-
-    Parameters
-    ----------
-    first, second : values of two methods for the same pairs in the same order; as in `ByPair`.
-    seed, n, level : as in `bootstrap_mean`.
-
-    Raises
-    ------
-    ValueError : there are no pairs, a pair has no values, or the numbers of pairs differ.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} pairs of one method and {len(second)} of the other")
-    draws = drawn(len(first), seed, n)
-    return interval(_mean(first) - _mean(second), _mean(first, draws) - _mean(second, draws), level)
 
 
 def wilson(successes: int, n: int) -> Interval:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lorarar.data.catalog import Catalog, Pair, Split, Style, Subject, pair_name
+from lorarar.data.catalog import Catalog, Pair, Split, Style, Subject, own_tables, pair_name
 from lorarar.data.controls import CONTROLS
 from lorarar.errors import UserError
 from slurm.dry_run import show
@@ -76,6 +76,12 @@ class Context:
     def drawn(self) -> bool:
         """True if the world is drawn, so that the right picture of every pair is known; else it is photographs."""
         return self.params.bases[self.base].base is not None
+
+    @property
+    def drawn_scheme(self) -> str:
+        """The scheme whose subjects and styles examine judges and LoRAs: the paper's, or one with tables of its own."""
+        scheme = self.params.evaluate.scheme
+        return scheme if own_tables(scheme) else "paper"
 
     @property
     def methods(self) -> list[str]:

@@ -206,6 +206,11 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
         for job in jobs:
             if job not in ("all", *FANNING_OUT):
                 yield ("resources", name, job), _unknown("key here", job, ("all", *FANNING_OUT))
+    gpus, batch = params.jobs["hypernet"].gpus, params.chosen.hypernet.batch_size
+    if gpus > 1 and batch % gpus:
+        reason = f"{gpus} GPUs cannot share recipes.{params.recipe}.hypernet.batch_size {batch}; make that a multiple"
+        name = params.base if params.base in params.resources else params.recipe
+        yield ("resources", name, "hypernet", "gpus"), reason
     for name, recipe in params.recipes.items():
         yield from _recipe(name, recipe, params)
 

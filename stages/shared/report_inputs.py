@@ -22,6 +22,7 @@ from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
 from lorarar.merging.registry import METHODS
 from lorarar.report import claims, coefficients, failures, footprint, panels, ranking, tables, trust
+from lorarar.scoring import crossed
 from lorarar.scoring.judges import Kind
 from lorarar.scoring.score_table import ByPair, Row, by_pair, read
 from slurm.local import cores
@@ -92,12 +93,11 @@ class ReportInputs:
         of_pairs = zip(*context.pairs(split), strict=True)
         subjects, styles = ({member.name: member.title for member in members} for members in of_pairs)
         titles = {member.name: member.title for member in context.members}
-        resampling = (context.seed("score"), context.knobs.score.resamples)
-        found = claims.examine(right, self.paper["table_1_mars2"], *resampling)
-        modes = {m: failures.modes(rows[m], *resampling) for m in methods}
+        found = claims.examine(right, self.paper["table_1_mars2"])
+        modes = {m: failures.modes(rows[m]) for m in methods}
         worst = {m: failures.worst(rows[m]) for m in methods if m in METHODS}
         fitted = self._fitted(split, metrics)
-        near = self._neighbours(split, rows, resampling)
+        near = self._neighbours(split, rows)
         one = panels.Evidence(
             split=split,
             metrics=metrics,
@@ -112,12 +112,14 @@ class ReportInputs:
             fitted=fitted,
             neighbours=near,
         )
+        compared = {m: of for m, of in right.items() if m in METHODS}
+        best = crossed.best_set(compared) if len(compared) > 1 else []
         made = {
-            "mars2": tables.mars2_table(metrics, mars2, split, self.judge, provenance),
+            "mars2": tables.mars2_table(metrics, mars2, split, self.judge, provenance, best),
             "similarity": tables.similarity_table(metrics, similarity, split, self.judge, provenance),
-            "differences": tables.differences_table(right, metrics, split, *resampling, provenance),
-            "mars2-by-subject": tables.breakdown_table(right, "subject", subjects, split, *resampling, provenance),
-            "mars2-by-style": tables.breakdown_table(right, "style", styles, split, *resampling, provenance),
+            "differences": tables.differences_table(right, metrics, split, provenance),
+            "mars2-by-subject": tables.breakdown_table(right, "subject", subjects, split, provenance),
+            "mars2-by-style": tables.breakdown_table(right, "style", styles, split, provenance),
             "claim": claims.table(found, split, provenance),
             "modes": failures.modes_table(modes, split, one.n, provenance),
             "footprint": footprint.table(
@@ -207,9 +209,7 @@ class ReportInputs:
             measured["extra_mb"] = held - sampling
         return measured
 
-    def _neighbours(
-        self, split: Split, rows: Mapping[str, ByPair], resampling: tuple[int, int]
-    ) -> list[failures.Neighbour]:
+    def _neighbours(self, split: Split, rows: Mapping[str, ByPair]) -> list[failures.Neighbour]:
         """Nearest training neighbours, where the models that see them are files of the base."""
         context, methods = self.context, [method for method in rows if method in METHODS]
         names = model_names(context)
@@ -233,7 +233,7 @@ class ReportInputs:
             for name in dict.fromkeys(member.name for member in own):
                 similar = {other.name: float((features[name] @ features[other.name].T).mean()) for other in training}
                 nearest = max(similar, key=similar.__getitem__)
-                shares = {m: failures.shares(rows[m], kind, name, *resampling) for m in methods}
+                shares = {m: failures.shares(rows[m], kind, name) for m in methods}
                 place = ("subject", "style").index(kind)
                 n = sum(len(images) for pair, images in rows[methods[0]].items() if pair[place] == name)
                 found.append(failures.Neighbour(kind, name, nearest, similar[nearest], shares, n))

@@ -95,7 +95,7 @@ def test_pictures_depend_on_their_name_and_index_alone(world):
 @pytest.fixture(scope="module")
 def wider() -> World:
     """The world with the new concepts of section A2.5."""
-    return World.load(ROOT, new=True)
+    return World.load(ROOT, scheme="all")
 
 
 def test_new_concepts_are_drawn_where_they_are_asked_for(world, wider):

@@ -43,10 +43,10 @@ def evidence(subjects: int = 3, styles: int = 2, methods: list[str] = METHODS) -
         )
         for method in methods
     }
-    metrics = {name: summarise([row for part in found.values() for row in part], 0, 50) for name, found in rows.items()}
+    metrics = {name: summarise([row for part in found.values() for row in part]) for name, found in rows.items()}
     right = {name: {pair: [row.right for row in part] for pair, part in found.items()} for name, found in rows.items()}
     titles = {name: f"A long title of {name}" for pair in pairs for name in pair}
-    modes = {name: failures.modes(found, 0, 50) for name, found in rows.items()}
+    modes = {name: failures.modes(found) for name, found in rows.items()}
     worst = {name: failures.worst(found) for name, found in rows.items()}
     path = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     by_pair_ = {f"{i}": {path: (torch.rand(8), torch.rand(8))} for i in range(len(pairs))}
@@ -56,7 +56,7 @@ def evidence(subjects: int = 3, styles: int = 2, methods: list[str] = METHODS) -
         for kind, name in (("subject", "subject0"), ("style", "style0"))
         for place in range(1, 3)
     ]
-    found = claims.examine(right, PAPER, 0, 50)
+    found = claims.examine(right, PAPER)
     made = {
         "mars2": tables.mars2_table(metrics, PAPER, "test", UNEXAMINED, PROVENANCE),
         "claim": claims.table(found, "test", PROVENANCE),
@@ -65,7 +65,7 @@ def evidence(subjects: int = 3, styles: int = 2, methods: list[str] = METHODS) -
         "coefficients": coefficients.table(fitted, "test", PROVENANCE),
         "neighbours": failures.neighbours_table(near, titles, "test", PROVENANCE),
         "mars2-by-subject": tables.breakdown_table(
-            right, "subject", {f"subject{i}": f"subject {i}" for i in range(subjects)}, "test", 0, 50, PROVENANCE
+            right, "subject", {f"subject{i}": f"subject {i}" for i in range(subjects)}, "test", PROVENANCE
         ),
     }
     pictures = random.integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)

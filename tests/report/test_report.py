@@ -14,8 +14,8 @@ from PIL import Image
 from lorarar import pictures
 from lorarar.errors import UserError
 from lorarar.report import figures, tables
-from lorarar.scoring import score_table
-from lorarar.scoring.statistics import Interval, paired_difference
+from lorarar.scoring import crossed, score_table
+from lorarar.scoring.statistics import Interval
 
 PROVENANCE = tables.Provenance("pocket", 0, "1a", "2b", "3c", "verification")
 JUDGE = {
@@ -65,23 +65,23 @@ def test_another_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_figures_are_those_of_mars2() -> None:
-    found = score_table.summarise(rows(), seed=0, resamples=200)
+    found = score_table.summarise(rows())
     assert (found["mars2_average"], found["mars2_best"], found["attempts"]) == (0.25, 0.5, 2.5)
     assert (found["subject"], found["style"], found["family"]) == (0.5, 0.5, 1.0)
     assert (found["n_images"], found["n_pairs"]) == (4, 2)
-    assert found["mars2_average_ci_low"] == 0.0 and found["mars2_average_ci_high"] == 0.5
+    assert found["mars2_average_ci_low"] == 0.0 and found["mars2_average_ci_high"] == 1.0
     assert found["unanswered"] == 4
-    assert found == score_table.summarise(rows(), seed=0, resamples=200)
+    assert found == score_table.summarise(rows())
 
 
 def test_a_soft_score_needs_every_probability() -> None:
     known = [replace(row, subject_prob=0.5, style_prob=share) for row, share in zip(rows(), (0, 1, 1, 0), strict=True)]
-    assert score_table.summarise(known, seed=0, resamples=50)["mars2_soft"] == 0.25
-    assert "mars2_soft" not in score_table.summarise([*known[:3], rows()[3]], seed=0, resamples=50)
+    assert score_table.summarise(known)["mars2_soft"] == 0.25
+    assert "mars2_soft" not in score_table.summarise([*known[:3], rows()[3]])
 
 
 def metrics() -> dict[str, dict[str, float]]:
-    figure = score_table.summarise(rows(), seed=0, resamples=50)
+    figure = score_table.summarise(rows())
     return dict.fromkeys(("truth", "direct", "lorarar", "base_only", "truth_rendered"), figure)
 
 
@@ -97,7 +97,7 @@ def test_a_table_orders_floors_methods_and_ceiling_and_says_where_it_is_from() -
     found = cells(text)
     labels = ["Base alone (floor)", "Direct merge", "LoRA.rar", "Known truth (ceiling)"]
     assert [row[0] for row in found[1:]] == [*labels, "Known truth before the VAE (ceiling)"]
-    assert found[2][1] == "0.25 [0.00, 0.50]" and found[2][-4:] == ["4", "2", "0.40", "0.76"]
+    assert found[2][1] == "0.25 [0.00, 1.00]" and found[2][-4:] == ["4", "2", "0.40", "0.76"]
     assert len({len(row) for row in found}) == 1
     assert "seed 0" in text and "`2b`" in text and "compare the ranking" in text
     assert "subject 0.950 [0.940, 0.960]" in text
@@ -146,31 +146,29 @@ FIGURES = {
 
 
 def test_differences_are_paired_and_told_from_noise() -> None:
-    text = str(tables.differences_table(RIGHT, FIGURES, "test", 0, 500, PROVENANCE))
+    text = str(tables.differences_table(RIGHT, FIGURES, "test", PROVENANCE))
     heading, *rows = cells(text)
     assert heading == ["", "less Style LoRA alone (floor)", "less Direct merge", "less LoRA.rar"]
     assert [row[0] for row in rows] == ["Direct merge", "LoRA.rar", "NP-LoRA"]
     assert rows[0][2:] == ["", ""] and rows[1][3] == "", "a pair of methods is compared once"
-    # In three of four pairs one image more: each resampling draws the same pairs for both methods.
-    difference = paired_difference(list(RIGHT["lorarar"].values()), list(RIGHT["direct"].values()), seed=0, n=500)
-    assert rows[1][2] == f"**+0.19 [{difference.low:+.2f}, +0.25]**" and difference.low > 0
+    # In three of four pairs one image more.
+    low, high = crossed.difference(RIGHT["lorarar"], RIGHT["direct"]).interval()[1:]
+    assert rows[1][2].strip("*") == f"+0.19 [{low:+.2f}, {high:+.2f}]" and ("**" in rows[1][2]) == (low > 0)
     assert rows[2][3].startswith("-0.12 [") or rows[2][3].startswith("**-0.12 [")
-    assert rows[2][2].startswith("+0.06 [+0.00"), (
-        "pairs are matched by name, and an interval that touches 0 is not bold"
-    )
+    assert rows[2][2].startswith("+0.06 [-"), "pairs are matched by name, and an interval that holds 0 is not bold"
     assert "4 pairs (16 images of each method)" in text and "`2b`" in text
 
 
 def test_each_subject_and_each_style_has_its_column() -> None:
     titles = {"can": "can", "dog8": "dog #8"}
-    heading, *rows = cells(str(tables.breakdown_table(RIGHT, "subject", titles, "test", 0, 500, PROVENANCE)))
+    heading, *rows = cells(str(tables.breakdown_table(RIGHT, "subject", titles, "test", PROVENANCE)))
     assert heading == ["", "can (n = 8)", "dog #8 (n = 8)"]
     by_label = {row[0]: row[1:] for row in rows}
-    assert by_label["Direct merge"] == ["0.75 [0.50, 1.00]", "0.25 [0.00, 0.50]"]
+    assert by_label["Direct merge"] == ["0.75 [0.00, 1.00]", "0.25 [0.00, 1.00]"]
     assert next(iter(by_label)) == "Base alone (floor)" and list(by_label)[-1] == "Known truth (ceiling)"
     titles = {"glowing": "glowing", "sticker": "sticker"}
-    text = str(tables.breakdown_table(RIGHT, "style", titles, "test", 0, 500, PROVENANCE))
-    assert {row[0]: row[1] for row in cells(text)}["LoRA.rar"] == "0.88 [0.75, 1.00]"
+    text = str(tables.breakdown_table(RIGHT, "style", titles, "test", PROVENANCE))
+    assert {row[0]: row[1] for row in cells(text)}["LoRA.rar"] == "0.88 [0.00, 1.00]"
     assert "2 pairs of each style" in text
 
 

@@ -11,7 +11,6 @@ from lorarar.scoring.statistics import (
     Interval,
     balanced_accuracy,
     bootstrap_mean,
-    paired_difference,
     rank_agreement,
     roc_auc,
     spread,
@@ -77,40 +76,6 @@ def test_balanced_accuracy_counts_silence_as_wrong_and_needs_both_classes():
     assert balanced_accuracy([True, False], [None, None]).balanced == 0
     with pytest.raises(ValueError, match="true and false"):
         balanced_accuracy([True, True], [True, True])
-
-
-def test_paired_difference_draws_the_same_pairs_for_both_as_a_loop_would():
-    first = [[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]
-    second = [[0, 0], [0, 1], [1, 0], [0, 0]]
-    got = paired_difference(first, second, seed=3, n=500)
-    drawn = np.random.default_rng(3).integers(0, 4, size=(500, 4))
-
-    def mean(values, row):
-        return np.mean([value for pair in row for value in values[pair]])
-
-    differences = [mean(first, row) - mean(second, row) for row in drawn]
-    assert got.mean == pytest.approx(6 / 12 - 2 / 8)
-    assert (got.low, got.high) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
-
-
-def test_paired_difference_is_narrow_where_pairs_are_hard_for_both():
-    hardness = np.random.default_rng(0).random(20)
-    better, worse = [[value + 0.1] for value in hardness], [[value] for value in hardness]
-    got = paired_difference(better, worse, seed=0)
-    assert got == pytest.approx((0.1, 0.1, 0.1))
-    alone = bootstrap_mean(better, seed=0)
-    assert alone.high - alone.low > 0.1
-    back = paired_difference(worse, better, seed=0)
-    assert back == pytest.approx((-got.mean, -got.high, -got.low))
-
-
-def test_paired_difference_refuses_what_is_not_paired():
-    with pytest.raises(ValueError, match="2 pairs of one method and 1"):
-        paired_difference([[1.0], [0.0]], [[1.0]], seed=0)
-    with pytest.raises(ValueError, match="at least one"):
-        paired_difference([[1.0], []], [[1.0], [1.0]], seed=0)
-    with pytest.raises(ValueError, match="at least one"):
-        paired_difference([], [], seed=0)
 
 
 def test_roc_auc_is_the_share_of_cases_in_the_right_order_ties_half():

@@ -77,7 +77,7 @@ def test_the_hypernetwork_is_that_of_the_paper(root, monkeypatch):
 def test_their_pictures_are_drawn(root):
     few = {"subjects": ["dog", "toaster", "tv", "sofa"], "styles": ["sticker", "cyberpunk"]}
     images.main(context("new_concepts", **few))
-    world, out = World.load(new=True), Path("artifacts/pocket/images")
+    world, out = World.load(scheme="all"), Path("artifacts/pocket/images")
     assert np.array_equal(pictures.read(out / "subjects/tv/00.png"), world.picture("tv", 0))
     assert np.array_equal(pictures.read(out / "styles/cyberpunk/00.png"), world.style_picture("cyberpunk"))
     assert [len(list(folder.iterdir())) for folder in sorted((out / "subjects").iterdir())] == [5, 1, 1, 1]

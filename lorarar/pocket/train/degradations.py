@@ -49,13 +49,13 @@ class RoundTrip:
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         parts = []
         for batch in batches(images, 32):
-            with torch.autocast(self.vae.device.type, torch.bfloat16):
+            with torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.vae.device.type == "cuda"):
                 latents = self.vae.encode(as_tensor(batch).to(self.vae.device)).latent_dist.mode().float().cpu()
             size = torch.from_numpy(rng.uniform(0, self.noise, (len(batch), 1, 1, 1)).astype(np.float32))
             spread = latents.std((0, 2, 3), keepdim=True)
             noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
             latents = (latents + size * spread * noise).to(self.vae.device)
-            with torch.autocast(self.vae.device.type, torch.bfloat16):
+            with torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.vae.device.type == "cuda"):
                 decoded = self.vae.decode(latents).sample.float()
             parts.append(as_images(decoded))
         return np.concatenate(parts)

