@@ -12,6 +12,7 @@ from lorarar.cli import app
 from lorarar.lora import base_models
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.lora.bases import Base, bases, expand, named
+from lorarar.lora.formats import FORMATS
 
 # Billions of parameters of the transformers, as their model cards give them.
 SIZES = {
@@ -80,7 +81,7 @@ def test_embeddings_alone_tell_nothing() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_naming_scheme_names_each_layer_once(name: str) -> None:
     base = named(name)
-    assert set(base.writes.values()) <= base.names.keys() | {"original"}
+    assert set(base.writes.values()) <= base.names.keys() | {"original"} and set(base.formats) <= set(FORMATS)
     for scheme, names in base.names.items():
         paths = [path for stacked in names.values() for path in stacked]
         assert len(paths) == len(set(paths)) and set(paths) <= base.shapes.keys()

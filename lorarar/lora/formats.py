@@ -1,8 +1,9 @@
 """LoRA files on disk: safetensors in, low-rank factors out, and back.
 
-A format is a module with `PREFIXES`, which its keys begin with, `FOLDED`, metadata keys that reading applies (alpha)
-and drops, `parse(tensors, metadata, source)` and `tensors(layer, factors)`. A layer's name is its component and the
-module path in it: `unet.<path>`, `text_encoder.<path>` or `text_encoder_2.<path>`.
+A UNet's format is a module with `PREFIXES`, which its keys begin with, `FOLDED`, metadata keys that reading applies
+(alpha) and drops, `parse(tensors, metadata, source)` and `tensors(layer, factors)`. Files of transformers are read and
+written by `lorarar.lora.transformer`. A layer's name is its component and the module path in it: `unet.<path>`,
+`transformer.<path>`, `text_encoder.<path>`, `text_encoder_2.<path>` or `text_encoder_3.<path>`.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ WRITERS: dict[str, Callable[[str, Factors], dict[str, Tensor]]] = {
     "peft": peft.tensors,
     "kohya": kohya.tensors,
     "kohya-sgm": partial(kohya.tensors, sgm=True),
-    **{format: transformer.refuse for format in transformer.FORMATS if format != "kohya"},
 }
+FORMATS = (*WRITERS, *(format for format in transformer.FORMATS if format not in WRITERS))
+"""Names of the formats of files; the last ones are for transformers alone."""
 _LAYER = re.compile(
     r"unet\.(?:(?:down|up)_blocks\.|mid_block\.|conv_in|conv_out|(?:time|add|class)_embedding|encoder_hid_proj)"
     r"|text_encoder(?:_2)?\.(?:text_model\.|text_projection)"
@@ -54,7 +56,7 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
     metadata
         The file's metadata, without the entries whose meaning was folded into the factors.
     format
-        A key of `WRITERS`.
+        One of `FORMATS`.
 
     Raises
     ------
@@ -123,9 +125,9 @@ def write(path: Path | str, layers: Layers, metadata: Mapping[str, str], format:
     UserError
         The format is unknown or has no name for a layer, or a factor holds NaN or infinity.
     """
-    if format not in WRITERS:
-        raise UserError(f"format {format} is unknown; choose one of {', '.join(WRITERS)}")
-    write_layer = WRITERS[format]
+    if format not in FORMATS:
+        raise UserError(f"format {format} is unknown; choose one of {', '.join(FORMATS)}")
+    write_layer = WRITERS.get(format, transformer.refuse)
     if any(layer.startswith("transformer.") for layer in layers):
         if format in transformer.FORMATS:
             layers, write_layer = transformer.renamed(layers, format, metadata)

@@ -233,12 +233,10 @@ def _knows(base: Base, key: str) -> bool:
 
 def _format(beginning: str, name: str, base: Base) -> str:
     """The format of a key: its beginning tells; without one, the scheme of its name does."""
-    for known, format in _BEGINNINGS.items():
-        if beginning.startswith(known):
-            return format
     if ".processor." in name:
         return "xlabs"
-    return "diffusers" if _modules(base)[name].own else "comfyui"
+    format = next((format for known, format in _BEGINNINGS.items() if beginning.startswith(known)), "diffusers")
+    return format if format not in ("diffusers", "peft") or _modules(base)[name].own else "comfyui"
 
 
 def _encoder(key: str, base: Base) -> tuple[str, str] | None:
