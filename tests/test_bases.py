@@ -69,6 +69,7 @@ def test_layers_and_shapes_are_those_of_the_class(name: str) -> None:
 def test_a_whole_adapter_tells_its_base(name: str) -> None:
     base = named(name)
     part_of = {"pocket_light": "pocket or pocket_light", "Chroma": "FLUX.1 or Chroma"}
+    part_of["KOALA"] = "SDXL or KOALA"
     part_of["Wan 14B"] = "Wan 14B or Wan 14B image-to-video"
     assert base_models.guess(blank(base).layers) == part_of.get(name, name)
     assert {base_models.component(path) for path in base.shapes} == {base.component}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -90,15 +90,26 @@ class Module(NamedTuple):
     """Whether the name is the path in diffusers."""
 
 
-def known(keys: Iterable[str]) -> frozenset[str]:
+def known(keys: Collection[str]) -> frozenset[str]:
     """The keys that the transformer which knows most of them knows, its text encoders' included; none of a UNet's."""
-    names = {key: match for key in keys if (match := _KEY.fullmatch(key)) and match["name"] in _all_names()}
+    return next(iter(_candidates(keys).values()), frozenset())
+
+
+def _candidates(keys: Collection[str]) -> dict[Base, frozenset[str]]:
+    """The transformers which know most of the keys, with the keys that they know; none if no key names a layer."""
+    names = {key: match["name"] for key in keys if (match := _KEY.fullmatch(key)) and match["name"] in _all_names()}
     if not names:
-        return frozenset()
-    base = max(_transformers(), key=lambda base: sum(match["name"] in _modules(base) for match in names.values()))
-    return frozenset(
-        key for key in keys if (key in names and names[key]["name"] in _modules(base)) or _encoder(key, base)
-    )
+        return {}
+    rest = [key for key in keys if key not in names]
+    found = {
+        base: frozenset(
+            [key for key, name in names.items() if name in _modules(base)]
+            + [key for key in rest if _encoder(key, base)]
+        )
+        for base in _transformers()
+    }
+    most = max(map(len, found.values()))
+    return {base: known for base, known in found.items() if len(known) == most}
 
 
 def read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> tuple[Layers, str]:
@@ -111,8 +122,7 @@ def read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str
     """
     located: dict[str, tuple[str, str]] = {}
     counts: Counter[str] = Counter()
-    most = len(known(tensors))
-    candidates = [base for base in _transformers() if sum(_knows(base, key) for key in tensors) == most]
+    candidates = list(_candidates(tensors))
     for key in tensors:
         if found := _encoder(key, candidates[0]):
             located[key] = found
@@ -122,10 +132,10 @@ def read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str
         else:
             raise UserError(f"{source}: {key} belongs to no linear layer of {candidates[0].name}; give another file")
     ((format, _),) = counts.most_common(1)
-    scales: Callable[[str, int], float] = lambda layer, rank: 1.0  # noqa: E731
-    if format in ("diffusers", "peft"):
-        scales = diffusers.scales(metadata, source) if format == "diffusers" else peft.scales(source)
-    found_layers = gather(tensors, located.get, scales, source)
+    scale = diffusers.scales(metadata, source) if format == "diffusers" else lambda layer, rank: 1.0
+    if format == "peft":
+        scale = peft.scales(source)
+    found_layers = gather(tensors, located.get, scale, source)
     modules = {
         name.removeprefix("transformer."): factors
         for name, factors in found_layers.items()
@@ -162,11 +172,8 @@ def renamed(
         The format has no name for a layer, or bases with other names have the same layers.
     """
     style = FORMATS[format]
-    known, paths = blanks(layers), []
-    for layer in layers:
-        component, _, path = layer.partition(".")
-        if component == "transformer":
-            paths.append(path)
+    known = blanks(layers)
+    paths = [layer.removeprefix("transformer.") for layer in layers if layer.startswith("transformer.")]
     base = _of_paths(paths, known, format, metadata)
     scheme = base.writes[format]
     stacks: dict[str, Module] = {}
@@ -226,11 +233,6 @@ def _all_names() -> frozenset[str]:
     return frozenset(name for base in _transformers() for name in _modules(base))
 
 
-def _knows(base: Base, key: str) -> bool:
-    match = _KEY.fullmatch(key)
-    return bool((match and match["name"] in _modules(base)) or _encoder(key, base))
-
-
 def _format(beginning: str, name: str, base: Base) -> str:
     """The format of a key: its beginning tells; without one, the scheme of its name does."""
     if ".processor." in name:
@@ -249,9 +251,9 @@ def _encoder(key: str, base: Base) -> tuple[str, str] | None:
         component = base.encoders.get("lora_te3")
         path: str | None = "encoder.block.{block}.layer.{layer}.{part}.{end}".format(**t5.groupdict())
     else:
-        from_comfy = next((prefix for prefix, name in _COMFY.items() if name == match["comfy"]), None)
-        prefix = from_comfy or (match["kohya"] or "").replace("lora_te_", "lora_te1_")
-        component = match["component"] or base.encoders.get("lora_te1" if prefix == "lora_te" else prefix)
+        prefixes = {name: prefix for prefix, name in _COMFY.items()} | {"lora_te": "lora_te1"}
+        spelled = match["comfy"] or match["kohya"]
+        component = match["component"] or base.encoders.get(prefixes.get(spelled, spelled))
         path = kohya.dotted(match["path"].replace(".", "_"))
         path = path or kohya.dotted(f"text_model_{match['path'].replace('.', '_')}")
     return (f"{component}.{path}", _ENDS[end["end"]]) if component in base.encoders.values() and path else None
