@@ -36,7 +36,7 @@ NAMES = {
 RIGHT = {
     "flux1": ("diffusers", "kohya", "kohya-blocks", "xlabs"),
     "chroma": ("diffusers", "kohya", "kohya-blocks"),
-    "flux2": ("diffusers", "kohya", "kohya-blocks", "comfyui", "comfyui-alpha"),
+    "flux2": ("diffusers", "kohya", "kohya-blocks", "comfyui"),
     "sd35": ("diffusers",),
     "qwen": ("diffusers", "musubi", "ai-toolkit"),
     "z-image": ("diffusers", "musubi", "ai-toolkit"),
@@ -117,7 +117,7 @@ def loaded(base: str, file: Path) -> Tensor:
     """The prediction of a model that loads a file as its pipeline does."""
     pipeline, model = getattr(diffusers, TRANSFORMERS[base].pipeline), tiny(base)
     state, metadata = pipeline.lora_state_dict(str(file), return_lora_metadata=True)
-    pipeline.load_lora_into_transformer(state, transformer=model, metadata=metadata)
+    model.load_lora_adapter(state, prefix="transformer", metadata=metadata)
     return predict(model, base)
 
 
