@@ -46,9 +46,9 @@ class Written(NamedTuple):
 
 
 class Writer(Protocol):
-    """Makes a file for a base."""
+    """Makes a file for a base; of transformers, `scale` times as large as the tiny model's."""
 
-    def __call__(self, base: str, rank: int, seed: int) -> Written: ...
+    def __call__(self, base: str, rank: int, seed: int, **scale: int) -> Written: ...
 
 
 def in_transformers(component: str, path: str) -> bool:
@@ -534,6 +534,7 @@ def of_transformer(
     ends: Ends = PEFT,
     alpha: float = 1.0,
     blocks: bool = False,
+    scale: int = 1,
     metadata: Callable[[str, int, float], dict[str, str]] = lambda base, rank, alpha: {},
     sidecar: Callable[[int, float], dict[str, Any]] | None = None,
 ) -> Written:
@@ -545,10 +546,12 @@ def of_transformer(
         Names have underscores for dots.
     blocks
         Stacked layers have factors of their own, put together in blocks on the diagonal.
+    scale
+        All sizes are so many times those of the tiny model.
     """
     tensors: dict[str, Tensor] = {}
     truth = {}
-    shapes = in_blocks(base)
+    shapes = {path: (scale * rows, scale * columns) for path, (rows, columns) in in_blocks(base).items()}
     random = partial(torch.randn, generator=torch.Generator().manual_seed(seed))
     for name, paths in names(base).items():
         columns = shapes[paths[0]][1]
