@@ -29,20 +29,20 @@ KINDS = {
 MODELS = {
     r"motion_modules?[._]": "AnimateDiff's motion modules",
     r"double_blocks\.\d+\.(?:img|txt)_attn_(?:qkv|proj)": "HunyuanVideo",
-    r"(?:double|single)_blocks[._]\d+[._]|single_transformer_blocks[._]\d+": "FLUX",
-    r"joint_blocks[._]\d+": "Stable Diffusion 3",
-    r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)": "Qwen-Image",
+    r"(?:double|single)_blocks[._]\d+[._]|single_transformer_blocks[._]\d+": "a transformer of FLUX's kind",
+    r"joint_blocks[._]\d+": "a transformer of Stable Diffusion 3's kind",
+    r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)": "a transformer of Qwen-Image's kind",
     r"(?:noise|context)_refiner[._]\d+|(?<!encoder.)layers[._]\d+[._](?:attention|feed_forward)[._]": "Lumina",
-    r"(?<!transformer_)blocks[._]\d+[._](?:self|cross)_attn[._]": "Wan or Cosmos",
+    r"(?<!transformer_)blocks[._]\d+[._](?:self|cross)_attn[._]": "Cosmos or another relative of Wan",
     r"encoder[._]block[._]\d+[._]layer[._]\d+|^lora_te3_": "T5, a text encoder of FLUX",
     r"(?<!encoder.)layers[._]\d+[._](?:self_attn[._][qkvo]_proj|mlp[._](?:gate|up|down)_proj)": "a language model",
     r"^(?:(?:base_model|model|diffusion_model|transformer|unet)\.|lora_(?:unet|transformer)_)*"
-    r"transformer_blocks[._]\d": ("a transformer such as FLUX, Stable Diffusion 3, HunyuanDiT or PixArt"),
+    r"transformer_blocks[._]\d": "a transformer such as HunyuanDiT or PixArt",
     r"down_blocks\.\d+\.\d+\.(?:channelwise|attention|depthwise)": "Stable Cascade",
     r"control(?:net|_model)[._]": "ControlNet",
     r"ip_adapter[._]|image_proj[._]": "IP-Adapter",
 }
-"""Models that are no UNet of Stable Diffusion, by a pattern of their keys; the first match counts."""
+"""Models by a pattern of their keys, for keys that no base here has; the first match counts."""
 
 CONVERT = "merge it into a checkpoint, and extract a plain LoRA with sd-scripts' networks/extract_lora_from_models.py"
 """Advice in errors: it makes a plain LoRA of an update of another kind."""
@@ -76,15 +76,20 @@ _BEGINNINGS = (
 )
 
 
-def check(keys: Iterable[str], source: str) -> None:
-    """Raise `UserError` that names a kind of update or a model that is not merged here; `source` names the file."""
+def check(keys: Iterable[str], source: str, known: frozenset[str] = frozenset()) -> None:
+    """Raise `UserError` that names a kind of update or a model that is not merged here; `source` names the file.
+
+    Keys in `known` belong to a model that is merged.
+    """
     suspicious = list(filter(_FOREIGN.search, keys))
     for pattern, kind in KINDS.items():
         if found := next((key for key in suspicious if re.search(pattern, key)), None):
             raise UserError(f"{source}: {found} is {kind}, not part of a plain LoRA; {CONVERT}")
     for pattern, model in MODELS.items():
-        if found := next((key for key in suspicious if re.search(pattern, key)), None):
-            raise UserError(f"{source}: {found} belongs to {model}; only LoRAs of Stable Diffusion's UNets are merged")
+        if found := next((key for key in suspicious if key not in known and re.search(pattern, key)), None):
+            raise UserError(
+                f"{source}: {found} belongs to {model}; `lorarar bases` lists the models whose LoRAs are merged"
+            )
 
 
 def translate(tensors: Mapping[str, T], source: str) -> dict[str, T]:
