@@ -20,9 +20,10 @@ from torch import Tensor
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.lora import base_models, cloneofsimo, container, diffusers, keys, kohya, peft
+from lorarar.lora import base_models, cloneofsimo, container, diffusers, keys, kohya, lycoris, peft
 from lorarar.lora.factors import Factors, Layers
 from lorarar.lora.lazy import Lazy, blanks
+from lorarar.lora.lycoris import Reading
 from lorarar.parallel import one_thread
 
 READERS: dict[str, ModuleType] = {"diffusers": diffusers, "peft": peft, "kohya": kohya}
@@ -39,10 +40,15 @@ _LAYER = re.compile(
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
+def read(path: Path | str, reading: Reading | None = None) -> tuple[Layers, dict[str, str], str, str]:
     """Read the factors of a LoRA file in any of the formats; its keys tell which.
 
     Tensors are views of the memory-mapped file, except each `up` that alpha changes.
+
+    Parameters
+    ----------
+    reading
+        How updates of other kinds become plain factors.
 
     Returns
     -------
@@ -52,6 +58,8 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
         The file's metadata, without the entries whose meaning was folded into the factors.
     format
         A key of `WRITERS`.
+    note
+        The kinds of updates that became plain factors, and the error of it; "" of a plain LoRA.
 
     Raises
     ------
@@ -59,7 +67,22 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
         The file is missing, damaged, or holds something a merge would silently get wrong.
     """
     tensors, metadata = container.read_tensors(path)
-    keys.check(tensors, str(path))
+    plain, updates = lycoris.take(tensors, str(path))
+    keys.check([*plain, *(f"{stem}.alpha" for stem in updates)], str(path))
+    if not updates:
+        return *_parse(tensors, metadata, path), ""
+    expansion = lycoris.Expansion(
+        plain, updates, lambda found: _parse(found, metadata, path)[0], reading or Reading(), str(path)
+    )
+    layers, kept, format = _parse(expansion.tensors, metadata, path)
+    layers, told, note = expansion.finish(layers)
+    return layers, lycoris.without_kind(kept) | told, format, note
+
+
+def _parse(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path | str
+) -> tuple[Layers, dict[str, str], str]:
+    """Layers, metadata and format, as `read` gives them, of the tensors of plain LoRAs."""
     translate = cloneofsimo.translate if cloneofsimo.known(tensors) else keys.translate
     tensors = translate(tensors, str(path))
     format = _detect(tensors, path)
