@@ -82,7 +82,7 @@ def merge_files(
     method
         As in `merge`.
     format
-        A key of `formats.WRITERS`; None is that of the content's file.
+        One of `formats.FORMATS`; None is that of the content's file.
     dtype
         A key of `formats.DTYPES`; None is that of the content's file.
     options

@@ -27,7 +27,8 @@ def run(
         typer.Option(
             "--for",
             metavar="PROGRAM",
-            help="The format that a program reads: comfyui, a1111, forge, sd-scripts, invokeai, diffusers or peft.",
+            help="The format that a program reads: comfyui, a1111, forge, sd-scripts, invokeai, diffusers, peft, "
+            "musubi, onetrainer, ai-toolkit or xlabs.",
         ),
     ] = None,
     dtype: Dtype = None,

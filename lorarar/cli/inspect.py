@@ -61,7 +61,8 @@ def _show(file: Path, found: Contents, layers: bool) -> None:
     typer.echo(f"base: {found.base}, by its metadata or the shapes of its layers")
     if found.layers:
         ranks = _range(found.ranks)
-        typer.echo(f"linear layers of the UNet: {len(found.layers)}, rank {ranks}, {', '.join(found.dtypes)}")
+        model = "UNet" if found.component == "unet" else found.component
+        typer.echo(f"linear layers of the {model}: {len(found.layers)}, rank {ranks}, {', '.join(found.dtypes)}")
         largest = max(found.layers, key=lambda path: found.layers[path].norm)
         typer.echo(f"norm of all updates: {found.norm:.4g}; largest: {found.layers[largest].norm:.4g} in {largest}")
     if found.others:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def _format(name: str | None) -> str | None:
-    from lorarar.lora.formats import WRITERS
+    from lorarar.lora.formats import FORMATS
 
-    return name and _one_of("--format", name, WRITERS)
+    return name and _one_of("--format", name, FORMATS)
 
 
 def _dtype(name: str | None) -> str | None:
@@ -41,7 +41,8 @@ Format = Annotated[
     typer.Option(
         "--format",
         "-f",
-        help="Output format: diffusers, peft, kohya or kohya-sgm (original block names); default: the content file's.",
+        help="Output format: diffusers, peft, kohya, kohya-sgm (SDXL's original block names), or of transformers "
+        "comfyui, onetrainer or xlabs; default: the content file's.",
         callback=_format,
         metavar="FORMAT",
     ),

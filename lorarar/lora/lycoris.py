@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -197,6 +197,11 @@ def take(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor],
     return plain, dict(updates)
 
 
+def plain_keys(stems: Iterable[str]) -> list[str]:
+    """The keys that the updates will have as plain LoRAs."""
+    return [key for stem in stems for key in _keys(stem)]
+
+
 class Expansion:
     """The updates of a file, expanded to plain factors under the keys of plain LoRAs.
 
@@ -332,7 +337,11 @@ class Expansion:
         blanks = {stem: torch.empty(0, 0) for stem in based}
         keys = {stem: _keys(stem) for stem in based}
         downs = {keys[stem][0]: blank for stem, blank in blanks.items()}
-        known = parse(downs | {up: torch.empty(0, 0) for _, up in keys.values()})
+        try:
+            known = parse(downs | {up: torch.empty(0, 0) for _, up in keys.values()})
+        except UserError as error:
+            stem, kind = next(iter(based.items()))
+            raise UserError(f"{error}; its update is {kind}, whose layer has to be known without its shape") from None
         layers = {id(factors.down): layer for layer, factors in known.items()}
         for stem, blank in blanks.items():
             if id(blank) not in layers:
