@@ -247,6 +247,20 @@ def test_every_spelling_of_a_layer_is_read(tmp_path, stem, path):
     assert error(factors.delta.double().reshape(shape), expected) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "stem", ["lora_unet_double_blocks_0_img_attn_qkv", "diffusion_model.double_blocks.0.img_attn.qkv"]
+)
+def test_layers_that_a_transformer_stacks_are_split(tmp_path, stem):
+    parts = {"lokr_w1": random(12, 4), "lokr_w2_a": random(768, 2), "lokr_w2_b": random(2, 768)}
+    save_file({f"{stem}.{part}": tensor for part, tensor in parts.items()}, tmp_path / "a.safetensors")
+    adapter = Adapter.load(tmp_path / "a.safetensors")
+    whole = torch.kron(parts["lokr_w1"], parts["lokr_w2_a"] @ parts["lokr_w2_b"])
+    assert adapter.note == "LoKr: 1 layers of exact rank 8, kept whole"
+    for part, rows in zip("qkv", whole.split(3072), strict=True):
+        found = adapter.layers[f"transformer_blocks.0.attn.to_{part}"].delta
+        assert error(found, rows) < 1e-6
+
+
 # Kinds whose update depends on the base.
 
 
