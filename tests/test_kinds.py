@@ -101,7 +101,7 @@ def difference(shape: tuple[int, ...], rank: int, form: str, dtype: torch.dtype)
 MAKERS: Mapping[str, Callable[..., tuple[Parts, Tensor]]] = {
     "LoHa": loha,
     "LoKr": lokr,
-    "a full difference": difference,
+    "full difference": difference,
 }
 CASES = [
     ("LoHa", "plain"),
@@ -111,7 +111,7 @@ CASES = [
     ("LoKr", "w2"),
     ("LoKr", "w1 w2"),
     ("LoKr", "tucker"),
-    ("a full difference", ""),
+    ("full difference", ""),
 ]
 
 
@@ -255,7 +255,7 @@ def test_layers_that_a_transformer_stacks_are_split(tmp_path, stem):
     save_file({f"{stem}.{part}": tensor for part, tensor in parts.items()}, tmp_path / "a.safetensors")
     adapter = Adapter.load(tmp_path / "a.safetensors")
     whole = torch.kron(parts["lokr_w1"], parts["lokr_w2_a"] @ parts["lokr_w2_b"])
-    assert adapter.note == "LoKr: 1 layers of exact rank 8, kept whole"
+    assert adapter.note == "LoKr: 1 layer of exact rank 8, kept whole"
     for part, rows in zip("qkv", whole.split(3072), strict=True):
         found = adapter.layers[f"transformer_blocks.0.attn.to_{part}"].delta
         assert error(found, rows) < 1e-6
@@ -301,7 +301,7 @@ def test_glora_is_exact_with_the_base(tmp_path, base, path, order):
     given = put(tmp_path / "a.safetensors", {path: parts | {"alpha": torch.tensor(3.0)}})
     adapter = read(given, file)
     assert error(delta(adapter, path), expected) < 1e-6
-    assert adapter.note.startswith("GLoRA: 1 layers of exact rank") and adapter.note.endswith("kept whole")
+    assert adapter.note.startswith("GLoRA: 1 layer of exact rank") and adapter.note.endswith("kept whole")
 
 
 def test_glora_with_tucker_factors(tmp_path, base):
@@ -391,16 +391,18 @@ GLORA = {f"{name}.weight": torch.ones(*shape) for name, shape in (("a1", (16, 2)
 @pytest.mark.parametrize(
     "parts, message",
     [
-        (spoil(LOHA, hada_w2_b=None), "is LoHa without hada_w2_b; the file is incomplete"),
-        (spoil(LOHA, hada_w1_b=torch.ones(3, 16)), "is LoHa whose shapes do not fit"),
-        (spoil(LOHA, hada_w2_a=torch.ones(1, 2)), "is LoHa whose shapes do not fit"),
+        (spoil(LOHA, hada_w2_b=None), r"\(LoHa\) has no hada_w2_b; the file is incomplete"),
+        (spoil(LOHA, hada_w1_b=torch.ones(3, 16)), r"\(LoHa\) do not fit"),
+        (spoil(LOHA, hada_w2_a=torch.ones(1, 2)), r"\(LoHa\) do not fit"),
         (spoil(LOHA, hada_w1_a=torch.full((24, 2), torch.nan)), "hada_w1_a holds NaN or infinity"),
         (spoil(LOHA, hada_w1_a=torch.ones(24, 2, dtype=torch.int32)), "hada_w1_a is of int32, not real numbers"),
         (spoil(LOHA, alpha=torch.ones(2)), "alpha is no number"),
-        (spoil(LOKR, lokr_w2_b=None), "is LoKr without lokr_w2_b"),
-        (spoil(LOKR, lokr_w1=None), "is LoKr without lokr_w1_b"),
-        (spoil(LOKR, lokr_w2_a=torch.ones(6, 3)), "is LoKr whose shapes do not fit"),
-        (spoil(LOKR, lokr_t2=torch.ones(2, 2, 3, 3, 3)), "is LoKr whose shapes do not fit"),
+        (spoil(LOKR, lokr_w2_b=None), r"\(LoKr\) has no lokr_w2_b"),
+        (spoil(LOKR, lokr_w1=None), r"\(LoKr\) has no lokr_w1_b"),
+        (spoil(LOKR, lokr_w2_a=torch.ones(6, 3)), r"\(LoKr\) do not fit"),
+        (spoil(LOKR, lokr_t2=torch.ones(2, 2, 3, 3, 3)), r"\(LoKr\) do not fit"),
+        (spoil(LOKR, lokr_w1_a=torch.ones(4, 2)), r"\(LoKr\) do not fit"),
+        (spoil(LOHA, hada_t1=torch.ones(2, 2, 3, 3)), r"\(LoHa\) has no hada_t2|\(LoHa\) do not fit"),
         (LOHA | LOKR, "is LoHa and LoKr at once"),
         (LOHA | PLAIN, "has two updates"),
         (PLAIN | {"diff_b": torch.ones(24)}, "diff_b changes a bias or a norm, for which a LoRA has no place"),
@@ -424,9 +426,9 @@ def test_what_cannot_be_read_is_one_line(tmp_path, parts, message):
 @pytest.mark.parametrize(
     "parts, message",
     [
-        (GLORA, "is GLoRA without b2.weight"),
-        (GLORA | {"b2.weight": torch.ones(2, 15)}, "is GLoRA whose shapes do not fit"),
-        ({"weight": torch.ones(25), "on_input": torch.tensor(0)}, "whose shapes do not fit"),
+        (GLORA, r"\(GLoRA\) has no b2.weight"),
+        (GLORA | {"b2.weight": torch.ones(2, 15)}, r"\(GLoRA\) do not fit"),
+        ({"weight": torch.ones(25), "on_input": torch.tensor(0)}, "do not fit"),
         (PLAIN | {"dora_scale": torch.ones(25, 1)}, "that does not fit the base's weight"),
         (
             PLAIN | {"dora_scale": torch.ones(24, 1), "lora_up.weight": torch.ones(1, 2)},
@@ -448,6 +450,15 @@ def test_a_base_without_the_layer_is_named(tmp_path, base):
     parts = {"weight": torch.ones(1, 24, 1, 1), "on_input": torch.tensor(0)}
     with pytest.raises(UserError, match=rf"base.*: has no weight of layer unet\.{other}"):
         read(put(tmp_path / "a.safetensors", {other: parts}), base[0])
+
+
+def test_an_overflow_is_one_line(tmp_path):
+    large = {part: tensor * 1e30 for part, tensor in LOHA.items()}
+    file = put(tmp_path / "a.safetensors", {LINEAR: large})
+    with pytest.raises(UserError, match=r"the update of \w+ overflows float32"):
+        Adapter.load(file, Reading(rank=1))
+    with pytest.raises(UserError, match="holds NaN or infinity"):
+        Adapter.load(file).check("a")
 
 
 def test_differences_of_zero_are_left_out(tmp_path):
@@ -472,7 +483,7 @@ def test_convert_writes_a_plain_lora_in_any_format(tmp_path, format):
     file, out = put(tmp_path / "a.safetensors", {LINEAR: parts}, metadata), tmp_path / "out" / "b.safetensors"
     out.parent.mkdir()
     told = run("convert", file, "-o", out, "-f", format, "--rank", 5)
-    assert "LoHa: 1 layers of exact rank 16, cut to 5; relative error" in told
+    assert "LoHa: 1 layer of exact rank 16, cut to 5; relative error" in told
     adapter = Adapter.load(out)
     assert adapter.format == format and adapter.ranks == {LINEAR: 5} and adapter.note == ""
     measured = error(delta(adapter, LINEAR), expected)
@@ -484,7 +495,7 @@ def test_convert_writes_a_plain_lora_in_any_format(tmp_path, format):
 
 def test_inspect_names_kind_exact_rank_and_error(tmp_path):
     file = put(tmp_path / "a.safetensors", {LINEAR: loha(SHAPES[LINEAR], 3, "", torch.float32)[0]})
-    assert "LoHa: 1 layers of exact rank 9, kept whole" in run("inspect", file)
+    assert "LoHa: 1 layer of exact rank 9, kept whole" in run("inspect", file)
     assert "cut to 2; relative error" in run("inspect", file, "--rank", 2)
     plain = put(tmp_path / "b.safetensors", {LINEAR: PLAIN})
     assert "change nothing here" in run("inspect", plain, "--energy", 0.9)
@@ -501,9 +512,9 @@ def test_merge_takes_other_kinds_and_the_base(tmp_path, base):
     expected = expected + scale.double()[:, None] * weights[LINEAR].double()
     merged = Adapter.load(tmp_path / "c.safetensors")
     assert error(delta(merged, LINEAR), expected) < 2e-6
-    assert '"kind": "LoHa: 1 layers' in merged.metadata["lorarar.sources"]
+    assert '"kind": "LoHa: 1 layer' in merged.metadata["lorarar.sources"]
     notes = merge_files(first, first, tmp_path / "d.safetensors", reading=Reading(rank=1))
-    assert sum("LoHa: 1 layers of exact rank 4, cut to 1; relative error" in note for note in notes) == 2
+    assert sum("LoHa: 1 layer of exact rank 4, cut to 1; relative error" in note for note in notes) == 2
 
 
 @pytest.mark.parametrize("words, message", [(["--energy", "2"], "energy 2.0: give a share"), (["--base", "no"], "no")])

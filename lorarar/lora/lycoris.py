@@ -81,18 +81,22 @@ def _loha(parts: Parts, weight: Tensor | None) -> Product:
     sides = []
     for side in "12":
         up, down = parts[f"hada_w{side}_a"], parts[f"hada_w{side}_b"]
-        sides.append(_tucker(up, parts[f"hada_t{side}"], down) if f"hada_t{side}" in parts else Factors(down, up))
+        tucker = "hada_t1" in parts or "hada_t2" in parts
+        sides.append(_tucker(up, parts[f"hada_t{side}"], down) if tucker else _pair(up, down))
     return single(_scaled(hadamard(*sides), parts, len(parts["hada_w1_b"])))
 
 
 def _lokr(parts: Parts, weight: Tensor | None) -> Product:
     """dW = s w1 (x) w2, where each side is a matrix or factors; of two matrices s = 1, whatever alpha says."""
-    first, second = (
-        dense(parts[name].flatten(1)) if name in parts else Factors(parts[f"{name}_b"], parts[f"{name}_a"])
-        for name in ("lokr_w1", "lokr_w2")
-    )
-    if "lokr_t2" in parts:
-        second = _tucker(parts["lokr_w2_a"], parts["lokr_t2"], parts["lokr_w2_b"])
+
+    def side(name: str, core: str = "") -> Factors:
+        if name in parts:
+            _fit(not {f"{name}_a", f"{name}_b", core} & parts.keys())
+            return dense(parts[name].flatten(1))
+        up, down = parts[f"{name}_a"], parts[f"{name}_b"]
+        return _tucker(up, parts[core], down) if core in parts else _pair(up, down)
+
+    first, second = side("lokr_w1"), side("lokr_w2", "lokr_t2")
     factored = next((parts[f"{name}_b"] for name in ("lokr_w2", "lokr_w1") if name not in parts), None)
     return Product(first, second if factored is None else _scaled(second, parts, len(factored)))
 
@@ -117,9 +121,7 @@ def _glora(parts: Parts, weight: Tensor | None) -> Product:
     through = torch.einsum("oi...,ir->or...", weight, a1)  # (m_out, r, h, w)
     places = through[0, 0].numel()  # h w: the rank is r for each of them
     down = torch.einsum("ri,kl->rkil", a2, torch.eye(places)).reshape(len(a2) * places, -1)
-    other = Factors(b2, b1)
-    if "bm.weight" in parts:
-        other = _tucker(b1.T, parts["bm.weight"], b2)
+    other = _tucker(b1.T, parts["bm.weight"], b2) if "bm.weight" in parts else _pair(b1, b2)
     return single(_scaled(added(Factors(down, through.flatten(1)), other), parts, rank))
 
 
@@ -139,13 +141,18 @@ def _dora(update: Factors, scale: Tensor, weight: Tensor) -> Factors:
     axis = 1 if scale.ndim > 1 and len(scale) == 1 and scale.shape[1] == weight.shape[1] else 0
     _fit(scale.numel() == weight.shape[axis])
     others = [place for place in range(weight.ndim) if place != axis]
-    norm = whole.norm(dim=others, keepdim=True) + torch.finfo(torch.float32).eps
+    norm = torch.linalg.vector_norm(whole, dim=others, keepdim=True) + torch.finfo(torch.float32).eps
     return dense((whole * (scale.reshape(norm.shape) / norm) - weight).flatten(1))
 
 
 def _tucker(up: Tensor, core: Tensor, down: Tensor) -> Factors:
     """Factors (r, n_in h w) and (m_out, r) of up^T core down: up (r, m_out), core (r, r', h, w), down (r', n_in)."""
-    return Factors(torch.einsum("ijhw,jn->inhw", core, down).flatten(1), up.T)
+    return _pair(up.T.contiguous(), torch.einsum("ijhw,jn->inhw", core, down).flatten(1))
+
+
+def _pair(up: Tensor, down: Tensor) -> Factors:
+    _fit(up.ndim == down.ndim == 2 and up.shape[1] == len(down) > 0)
+    return Factors(down, up)
 
 
 def _scaled(factors: Factors, parts: Parts, rank: int) -> Factors:
@@ -154,13 +161,13 @@ def _scaled(factors: Factors, parts: Parts, rank: int) -> Factors:
 
 def _fit(condition: bool) -> None:
     if not condition:
-        raise ValueError("shapes do not fit")
+        raise ValueError("parts do not fit")
 
 
 KINDS = (
     Kind("LoHa", r"hada_(?:w[12]_[ab]|t[12])", _loha),
     Kind("LoKr", r"lokr_(?:w[12](?:_[ab])?|t2)", _lokr),
-    Kind("a full difference", "diff", _full),
+    Kind("full difference", "diff", _full),
     Kind("GLoRA", r"(?:a1|a2|b1|b2|bm)\.weight", _glora, needs_base=True),
     Kind("(IA)^3", "on_input", _ia3, needs_base=True),
 )
@@ -246,7 +253,7 @@ class Expansion:
             cuts = map_layers(self._expanded, own)
         self.tensors = dict(plain)
         self._kernels: dict[int, tuple[int, ...] | None] = {}
-        self._done: list[tuple[str, str, Cut]] = []  # where, kind, and what became of it
+        self._done: list[tuple[str, str, Cut]] = []  # where, kind, result
         for (stem, kind, parts, _), found in zip(own, cuts, strict=True):
             for key, factor in zip(_keys(stem), found.factors, strict=True):
                 if key in plain:
@@ -289,7 +296,7 @@ class Expansion:
         kinds = ", ".join(sorted({kind for _, kind, _ in self._done}))
         exact, kept = ([found.exact for *_, found in self._done], [found.factors.rank for *_, found in self._done])
         error = relative(sum(found.lost for *_, found in self._done), sum(found.total for *_, found in self._done))
-        text = f"{kinds}: {len(self._done)} layers of exact rank {_range(exact)}"
+        text = f"{kinds}: {len(exact)} layer{'s' if len(exact) > 1 else ''} of exact rank {_range(exact)}"
         if exact == kept:
             text += ", kept whole"
         else:
@@ -349,7 +356,7 @@ class Expansion:
         return {stem: layers[id(blank)] for stem, blank in blanks.items()}
 
     def _expanded(self, stem: str, kind: Kind, parts: Parts, layer: str | None) -> Cut:
-        """The plain factors of an update; whole if a magnitude comes on top, after which there will be a cut."""
+        """The plain factors of an update; whole if a magnitude comes on top, because the cut is made after it."""
         weight = self._weight(layer) if kind.needs_base and layer else None
         try:
             _fit(all(tensor.ndim in (0, 1, 2, 4) for tensor in parts.values()))
@@ -357,17 +364,18 @@ class Expansion:
             _fit(weight is None or product.shape == (len(weight), weight[0].numel()))
         except KeyError as error:
             raise UserError(
-                f"{self._source}: {stem} is {kind.name} without {error.args[0]}; the file is incomplete, make it again"
+                f"{self._source}: {stem} ({kind.name}) has no {error.args[0]}; the file is incomplete, make it again"
             ) from None
         except (ValueError, RuntimeError, IndexError):
             shapes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in sorted(parts.items()))
             of_base = f" and the base's weight {tuple(weight.shape)}" if weight is not None else ""
             raise UserError(
-                f"{self._source}: {stem} is {kind.name} whose shapes do not fit ({shapes}{of_base}); make it again"
+                f"{self._source}: parts of {stem} ({kind.name}) do not fit ({shapes}{of_base}); make it again"
             ) from None
-        return cut(product, energy=1) if MAGNITUDE in parts else cut(product, self._reading.rank, self._reading.energy)
+        return cut(product, energy=1) if MAGNITUDE in parts else self._cut(stem, product)
 
     def _decomposed(self, layer: str, factors: Factors, scale: Tensor) -> Cut:
+        """The plain factors of DoRA, from those of its inner update."""
         weight = self._weight(layer)
         try:
             product = single(_dora(factors.matrix.to(torch.float32), scale.float(), weight))
@@ -377,7 +385,13 @@ class Expansion:
                 f"{self._source}: layer {layer} is DoRA ({shapes}) that does not fit the base's weight "
                 f"{tuple(weight.shape)}; give the base model it was trained on"
             ) from None
-        return cut(product, self._reading.rank, self._reading.energy)
+        return self._cut(layer, product)
+
+    def _cut(self, where: str, product: Product) -> Cut:
+        try:
+            return cut(product, self._reading.rank, self._reading.energy)
+        except torch.linalg.LinAlgError:
+            raise UserError(f"{self._source}: the update of {where} overflows float32; train it again") from None
 
     def _weight(self, layer: str) -> Tensor:
         """The base's weight of a layer in float32."""
