@@ -398,7 +398,7 @@ GLORA = {f"{name}.weight": torch.ones(*shape) for name, shape in (("a1", (16, 2)
         (spoil(LOHA, hada_w1_a=torch.ones(24, 2, dtype=torch.int32)), "hada_w1_a is of int32, not real numbers"),
         (spoil(LOHA, alpha=torch.ones(2)), "alpha is no number"),
         (spoil(LOKR, lokr_w2_b=None), r"\(LoKr\) has no lokr_w2_b"),
-        (spoil(LOKR, lokr_w1=None), r"\(LoKr\) has no lokr_w1_b"),
+        (spoil(LOKR, lokr_w1=None), r"\(LoKr\) has no lokr_w1_a"),
         (spoil(LOKR, lokr_w2_a=torch.ones(6, 3)), r"\(LoKr\) do not fit"),
         (spoil(LOKR, lokr_t2=torch.ones(2, 2, 3, 3, 3)), r"\(LoKr\) do not fit"),
         (spoil(LOKR, lokr_w1_a=torch.ones(4, 2)), r"\(LoKr\) do not fit"),

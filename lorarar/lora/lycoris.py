@@ -308,7 +308,7 @@ class Expansion:
         """The parts without differences of biases and norms, which have to be zero."""
         lone = [part for part in parts if part in ADDED or (part == "diff" and parts[part].ndim < 2)]
         for part in lone:
-            if parts[part].any():
+            if parts[part].is_complex() or parts[part].float().any():
                 raise UserError(
                     f"{self._source}: {stem}.{part} changes a bias or a norm, for which a LoRA has no place; "
                     "bake it into a checkpoint, or train without it"
@@ -359,7 +359,7 @@ class Expansion:
         """The plain factors of an update; whole if a magnitude comes on top, because the cut is made after it."""
         weight = self._weight(layer) if kind.needs_base and layer else None
         try:
-            _fit(all(tensor.ndim in (0, 1, 2, 4) for tensor in parts.values()))
+            _fit(all(tensor.ndim in (0, 1, 2, 4) and tensor.numel() for tensor in parts.values()))
             product = kind.read({part: tensor.float() for part, tensor in parts.items()}, weight)
             _fit(weight is None or product.shape == (len(weight), weight[0].numel()))
         except KeyError as error:
