@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorarar.cli.options import Base, Energy, Rank, notes_on, reading
 from lorarar.errors import printable
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ def run(
         Path | None, typer.Argument(help="A second one: what both have in common, before they are merged.")
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
+    rank: Rank = None,
+    energy: Energy = None,
+    base: Base = None,
 ) -> None:
     """Describe a LoRA file: format, base model, layers, ranks, norms; or compare two before a merge."""
     from lorarar.contents import compare, contents
@@ -32,10 +36,13 @@ def run(
     from lorarar.lora.adapter import Adapter
 
     files = [formats.locate(path) for path in (file, other) if path]
-    adapters = [Adapter.load(path) for path in files]
+    given = reading(rank, energy, base)
+    adapters = [Adapter.load(path, given) for path in files]
     for path, adapter in zip(files, adapters, strict=True):
         adapter.check(str(path))
         _show(path, contents(adapter), layers)
+        for note in notes_on([adapter], given):
+            typer.echo(note)
     if len(adapters) == 1:
         return
     base_models.same(*(adapter.layers for adapter in adapters), names=[str(path) for path in files])

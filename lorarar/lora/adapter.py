@@ -14,6 +14,7 @@ from lorarar.lora import formats
 from lorarar.lora.base_models import component
 from lorarar.lora.factors import Factors, finite
 from lorarar.lora.lazy import Lazy, blanks, computed
+from lorarar.lora.lycoris import Reading
 
 __all__ = ["Adapter", "Factors"]
 
@@ -35,25 +36,29 @@ class Adapter:
         `text_encoder_2.<path>`. Merges treat them as they treat `layers`: see `matrices`.
     format
         The format of the file it was read from, "" if it was made in memory.
+    note
+        The kinds of updates that were read into factors, and the error of it; "" of a plain LoRA.
     """
 
     layers: Mapping[str, Factors]
     metadata: dict[str, str] = field(default_factory=dict)
     others: Mapping[str, Factors] = field(default_factory=dict)
     format: str = ""
+    note: str = ""
 
     @classmethod
-    def load(cls, path: Path | str) -> Adapter:
+    def load(cls, path: Path | str, reading: Reading | None = None) -> Adapter:
         """Read a LoRA in any of the formats: a file, a folder of diffusers or peft, or a name in the hub's local cache.
 
-        Factors are views of the memory-mapped file, except those that a file's alpha changes.
+        Factors are views of the memory-mapped file, except those that a file's alpha changes or that are expanded from
+        updates of other kinds, such as LoHa, as `reading` says.
 
         Raises
         ------
         UserError
-            The file is missing, damaged or not a plain LoRA.
+            The file is missing or damaged, or no factors can hold what it does.
         """
-        found, metadata, format = formats.read(formats.locate(path))
+        found, metadata, format, note = formats.read(formats.locate(path), reading)
         layers, others = {}, {}
         for name, factors in found.items():
             part, _, path = name.partition(".")
@@ -61,7 +66,7 @@ class Adapter:
                 layers[path] = factors
             else:
                 others[name] = factors
-        return cls(layers, metadata, others, format)
+        return cls(layers, metadata, others, format, note)
 
     def save(self, path: Path | str, format: str = "diffusers", dtype: torch.dtype | None = None) -> None:
         """Write a safetensors file, whole or not at all; equal adapters make equal bytes.

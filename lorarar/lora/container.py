@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from lorarar.lora.lazy import blanks
 BURST = 1 << 25
 """Bytes that are sent to the disk together while more are computed."""
 
-# safetensors' names of the dtypes that factors have.
+# safetensors' names of the dtypes that factors and checkpoints have.
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -34,6 +35,12 @@ _DTYPES = {
     torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
     torch.float8_e5m2: "F8_E5M2",
     torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 
 
@@ -42,14 +49,81 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     The tensors are views of the file's pages, read when first touched; writing to them does not change the file.
     """
-    from safetensors import SafetensorError, safe_open
-
     if _is_pickle(path):
         return _read_pickle(path), {}
+    with _opened(path) as file:
+        names = file.keys()  # not a mapping: it cannot be iterated over itself
+        return {key: file.get_tensor(key) for key in names}, file.metadata() or {}
+
+
+class Stored(NamedTuple):
+    """A tensor in a safetensors file, not yet read."""
+
+    file: Path
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
+
+    @property
+    def blank(self) -> Tensor:
+        """The tensor's dtype and shape, without numbers."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def read(self) -> Tensor:
+        """The tensor in memory that is free again once nobody holds it: pages of a mapped file would stay.
+
+        Raises
+        ------
+        UserError
+            The file is gone, or shorter than it was.
+        """
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        try:
+            with open(self.file, "rb") as file:
+                file.seek(self.offset)
+                size = file.readinto(tensor.flatten().view(torch.uint8).numpy().data)
+        except OSError as error:
+            raise UserError(f"{self.file}: cannot be read ({error.strerror}); run again") from None
+        if size != tensor.nbytes:
+            raise UserError(f"{self.file}: ends within {self.key}; it was changed meanwhile, run again")
+        return tensor
+
+
+def stored(path: Path | str) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The places of a safetensors file's tensors by their keys, and its metadata: only the header is read.
+
+    Raises
+    ------
+    UserError
+        The file is missing, damaged or a pickle, or has numbers of an unknown kind.
+    """
+    if _is_pickle(path):
+        raise UserError(f"{path}: a pickle, which is only read whole; convert it to safetensors first")
+    with _opened(path) as checked, open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        metadata = checked.metadata() or {}
+    header.pop("__metadata__", None)
+    kinds, found = {name: dtype for dtype, name in _DTYPES.items()}, {}
+    for key, entry in header.items():
+        if entry["dtype"] not in kinds:
+            raise UserError(
+                f"{path}: {key} holds numbers of kind {entry['dtype']}; give the file in fp16, bf16 or fp32"
+            )
+        place = 8 + size + entry["data_offsets"][0]
+        found[key] = Stored(Path(path), key, kinds[entry["dtype"]], tuple(entry["shape"]), place)
+    return found, metadata
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Any]:
+    """The library's view of a safetensors file, whose header it has checked; its errors are the user's."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(str(path), framework="pt") as file:
-            names = file.keys()  # not a mapping: it cannot be iterated over itself
-            return {key: file.get_tensor(key) for key in names}, file.metadata() or {}
+            yield file
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of a .safetensors file") from None
     except (SafetensorError, OSError) as error:

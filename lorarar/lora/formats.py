@@ -21,10 +21,11 @@ from torch import Tensor
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.lora import base_models, cloneofsimo, container, diffusers, keys, kohya, peft, transformer
+from lorarar.lora import base_models, cloneofsimo, container, diffusers, keys, kohya, lycoris, peft, transformer
 from lorarar.lora.bases import named
 from lorarar.lora.factors import Factors, Layers
 from lorarar.lora.lazy import Lazy, blanks
+from lorarar.lora.lycoris import Reading
 from lorarar.parallel import one_thread
 
 READERS: dict[str, ModuleType] = {"diffusers": diffusers, "peft": peft, "kohya": kohya}
@@ -44,10 +45,15 @@ FOLDED = frozenset().union(*(reader.FOLDED for reader in READERS.values()))
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
+def read(path: Path | str, reading: Reading | None = None) -> tuple[Layers, dict[str, str], str, str]:
     """Read the factors of a LoRA file in any of the formats; its keys tell which.
 
     Tensors are views of the memory-mapped file, except each `up` that alpha changes.
+
+    Parameters
+    ----------
+    reading
+        How updates of other kinds become plain factors.
 
     Returns
     -------
@@ -57,6 +63,8 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
         The file's metadata, without the entries whose meaning was folded into the factors.
     format
         One of `FORMATS`.
+    note
+        The kinds of updates that became plain factors, and the error of it; "" of a plain LoRA.
 
     Raises
     ------
@@ -64,8 +72,23 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
         The file is missing, damaged, or holds something a merge would silently get wrong.
     """
     tensors, metadata = container.read_tensors(path)
-    of_transformer = transformer.known(tensors)
-    keys.check(tensors, str(path), of_transformer)
+    plain, updates = lycoris.take(tensors, str(path))
+    names = [*plain, *lycoris.plain_keys(updates)]
+    of_transformer = transformer.known(names)
+    keys.check(names, str(path), of_transformer)
+    parse = partial(_parse, metadata=metadata, path=path, of_transformer=bool(of_transformer))
+    if not updates:
+        return *parse(tensors), ""
+    expansion = lycoris.Expansion(plain, updates, lambda found: parse(found)[0], reading or Reading(), str(path))
+    layers, kept, format = parse(expansion.tensors)
+    layers, told, note = expansion.finish(layers)
+    return layers, lycoris.without_kind(kept) | told, format, note
+
+
+def _parse(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path | str, of_transformer: bool
+) -> tuple[Layers, dict[str, str], str]:
+    """Layers, metadata and format, as `read` gives them, of the tensors of plain LoRAs."""
     translate = cloneofsimo.translate if cloneofsimo.known(tensors) else keys.translate
     tensors = translate(tensors, str(path))
     if of_transformer:

@@ -111,6 +111,12 @@ def tensors(layer: str, factors: Factors, sgm: bool = False, one_encoder: bool =
     return {f"{stem}.lora_down.weight": factors.down, f"{stem}.lora_up.weight": factors.up, f"{stem}.alpha": alpha}
 
 
+def unet_path(name: str) -> str | None:
+    """diffusers' path of a UNet's layer by its path in the original code or in diffusers, with dots or underscores."""
+    name = name.replace(".", "_")
+    return dotted(_renamed(name, _SGM, _RESNET_ENDS) or name)
+
+
 def _locate(key: str) -> tuple[str, str] | None:
     match = _KEY.fullmatch(key)
     path = match and dotted(_renamed(match["name"], _SGM, _RESNET_ENDS) or match["name"])

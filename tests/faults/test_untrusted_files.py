@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from mutation import spoilt, spoilt_headers
+from safetensors.torch import save_file
 
 from lorarar import pictures
 from lorarar.data.catalog import Catalog
@@ -24,6 +25,7 @@ from lorarar.diffusion.backbone import Backbone
 from lorarar.errors import UserError
 from lorarar.lora import base_models
 from lorarar.lora.adapter import Adapter, Factors
+from lorarar.lora.lycoris import Reading
 from lorarar.merging import columns
 from lorarar.merging.hypernet import HyperNetwork
 from lorarar.merging.klora import Schedule
@@ -121,6 +123,48 @@ def test_adapters(memory: Path, number: int) -> None:
     bytes_of_words = [word.encode() for word in words]
     try_all(memory, ".safetensors", valid, spoilt(0, half, valid, bytes_of_words), look_into)
     try_all(memory, ".safetensors", valid, spoilt_headers(1, half, valid, words), look_into)
+
+
+@numbers
+def test_adapters_of_other_kinds(memory: Path, number: int) -> None:
+    """Files of LoHa, LoKr and full differences, read whole and cut."""
+    torch.manual_seed(0)
+    linear, convolution = (f"lora_unet_{path.replace('.', '_')}" for path in LAYERS)
+    loha = {f"hada_w{side}_a": torch.randn(8, 2) for side in "12"} | {
+        f"hada_w{side}_b": torch.randn(2, 6) for side in "12"
+    }
+    lokr = {"lokr_w1": torch.randn(2, 2), "lokr_w2_a": torch.randn(2, 4), "lokr_w2_b": torch.randn(2, 2)}
+    lokr |= {"lokr_t2": torch.randn(2, 2, 3, 3), "alpha": torch.tensor(1.0)}
+    diff = {"diff": torch.randn(4, 3, 3, 3), "diff_b": torch.zeros(4)}
+    contents = []
+    for parts in (
+        {linear: loha | {"alpha": torch.tensor(3.0)}, convolution: lokr},
+        {linear: {"diff": torch.randn(5, 4)}, convolution: diff},
+    ):
+        tensors = {f"{stem}.{part}": tensor for stem, found in parts.items() for part, tensor in found.items()}
+        save_file(tensors, memory / "valid.safetensors")
+        contents.append((memory / "valid.safetensors").read_bytes())
+        (memory / "valid.safetensors").unlink()
+    words = [
+        ".hada_w1_a",
+        ".hada_t1",
+        ".lokr_w1",
+        ".lokr_w1_a",
+        ".lokr_t2",
+        ".diff",
+        ".diff_b",
+        ".dora_scale",
+        ".on_input",
+        "F8_E4M3",
+    ]
+
+    def look(path: Path) -> None:
+        look_into(path)
+        Adapter.load(path, Reading(rank=1)).check(str(path))
+
+    half = number // 2
+    try_all(memory, ".safetensors", contents, spoilt(4, half, contents, [word.encode() for word in words]), look)
+    try_all(memory, ".safetensors", contents, spoilt_headers(5, half, contents, words), look)
 
 
 @numbers
