@@ -15,6 +15,7 @@ from lorarar.errors import UserError
 from lorarar.files import refuse_existing, sha256
 from lorarar.lora import base_models, formats
 from lorarar.lora.adapter import Adapter
+from lorarar.lora.lycoris import Reading, unused
 from lorarar.merging.hypernet import HyperNetwork
 from lorarar.merging.klora import Schedule
 from lorarar.merging.registry import METHODS, Method
@@ -72,6 +73,7 @@ def merge_files(
     dtype: str | None = None,
     force: bool = False,
     options: Mapping[str, Any] | None = None,
+    reading: Reading | None = None,
 ) -> list[str]:
     """Merge two files into a third, whose metadata tells how it was made.
 
@@ -80,11 +82,13 @@ def merge_files(
     method
         As in `merge`.
     format
-        A key of `formats.WRITERS`; None is that of the content's file.
+        One of `formats.FORMATS`; None is that of the content's file.
     dtype
         A key of `formats.DTYPES`; None is that of the content's file.
     options
         The method's options, as in `merge`.
+    reading
+        How updates of other kinds than LoRA are read; None keeps ranks up to 128 whole, and needs no base model.
 
     Returns
     -------
@@ -113,7 +117,9 @@ def merge_files(
     with ThreadPoolExecutor(2) as background:
         paths = {"content": content, "style": style}
         checksums = {name: background.submit(sha256, path) for name, path in paths.items()}
-        adapters = _read(content, style)
+        adapters = _read(content, style, reading=reading)
+        found = zip(paths.values(), adapters, strict=True)
+        notes += [f"{path}: {adapter.note}" for path, adapter in found if adapter.note] or unused(reading)
         format = format or _format_of(adapters[0])
         for path in formats.sidecars(out, format):
             refuse_existing(path, force, content, style)
@@ -124,6 +130,8 @@ def merge_files(
         try:
             merged = row.merge(*adapters, **given, dtype=formats.DTYPES[dtype] if dtype else first.down.dtype)
             sources = {name: {"file": path.name, "sha256": checksums[name].result()} for name, path in paths.items()}
+            for source, adapter in zip(sources.values(), adapters, strict=True):
+                source |= {"kind": adapter.note} if adapter.note else {}
             base = _base(adapters, (content, style), notes)
             merged.metadata |= {
                 "lorarar.method": method,
@@ -199,10 +207,10 @@ def default_method(options: Mapping[str, Any]) -> str:
     return "lorarar" if "hypernet" in options else "direct"
 
 
-def _read(*given: Adapter | Path | str, check: bool = False) -> list[Adapter]:
+def _read(*given: Adapter | Path | str, check: bool = False, reading: Reading | None = None) -> list[Adapter]:
     """The adapters, read from their files if need be, of one base and, if `check`, without NaN."""
     names = ["an adapter" if isinstance(one, Adapter) else str(one) for one in given]
-    adapters = [one if isinstance(one, Adapter) else Adapter.load(one) for one in given]
+    adapters = [one if isinstance(one, Adapter) else Adapter.load(one, reading) for one in given]
     if check:
         with one_thread():
             for adapter, name in zip(adapters, names, strict=True):

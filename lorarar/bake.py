@@ -24,6 +24,7 @@ from lorarar.lora.adapter import Adapter, Factors
 from lorarar.lora.checkpoint_file import Checkpoint
 from lorarar.lora.container import Stored
 from lorarar.lora.lazy import Lazy
+from lorarar.lora.lycoris import Reading
 from lorarar.parallel import one_thread
 from lorarar.version import __version__
 
@@ -165,7 +166,8 @@ def bake_files(
         raise UserError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
     base = Checkpoint.open(checkpoint)
     given = [(formats.locate(path), weight) for path, weight in map(parse, loras)]
-    adapters = [(str(path), Adapter.load(path), weight) for path, weight in given]
+    reading = Reading(base=base)  # DoRA and others change the weights that they are given
+    adapters = [(str(path), Adapter.load(path, reading), weight) for path, weight in given]
     for name, adapter, _ in adapters:
         adapter.check(name)
     baking = Baking.of(base, adapters, DTYPES[dtype] if dtype else None)
@@ -178,12 +180,12 @@ def bake_files(
             container.write_tensors(target, baking.tensors(file), {**kept, **added})
 
     sources = [*base.metadata, *(path for path, _ in given)]
+    notes = [adapter.note for _, adapter, _ in adapters if adapter.note]
     if base.path.is_dir():
-        notes = _write_folder(base, out, write, baking)
+        notes += _write_folder(base, out, write, baking)
     else:
         refuse_existing(out, force, *sources)
         write(base.path, out)
-        notes = []
     if baking.saturated:
         notes.append(f"{baking.saturated} numbers are beyond the range of the 8-bit format and got its largest")
     number = len({layer for parts in baking.updates.values() for layer, *_ in parts})

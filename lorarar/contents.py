@@ -27,10 +27,11 @@ class Contents:
 
     Attributes
     ----------
-    format : a name of `lorarar.lora.formats.WRITERS`.
+    format : one of `lorarar.lora.formats.FORMATS`.
     base : the base that the metadata names, or the base models that have these layers, such as "SDXL or KOALA".
-    layers : the UNet's linear layers by path.
+    layers : linear layers of the UNet or transformer by path.
     others : names of convolutions and of text encoders' layers.
+    component : "unet" or "transformer", the model that the layers are of.
     dtypes : those of the factors.
     metadata : free text of the file.
     """
@@ -41,6 +42,10 @@ class Contents:
     others: list[str]
     dtypes: list[str]
     metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def component(self) -> str:
+        return base_models.component(next(iter(self.layers), ""))
 
     @property
     def ranks(self) -> list[int]:

@@ -8,39 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any
 
+from lorarar.lora.bases import bases, claimed
 
-class Names(NamedTuple):
-    """A base model's names in metadata."""
+__all__ = ["BASES", "claimed", "converted", "merged", "of_base", "tags", "triggers"]
 
-    version: str  # ss_base_model_version
-    architecture: str  # modelspec.architecture
-    resolution: str
-    v2: bool = False  # ss_v2
-
-
-BASES = {
-    "SDXL": Names("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora", "1024x1024"),
-    "Stable Diffusion 1.5": Names("sd_v1", "stable-diffusion-v1/lora", "512x512"),
-    "Stable Diffusion 2": Names("sd_v2", "stable-diffusion-v2-512/lora", "512x512", v2=True),
-}
+BASES: dict[str, dict[str, Any]] = {base.name: base.metadata for base in bases() if base.metadata is not None}
+"""Base -> its names in metadata: `versions`, `architectures` and `entries` (see `lorarar.lora.bases`)."""
 HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "ss_new_sd_model_hash", "ss_sd_model_hash")
 """Entries that a change of the factors makes untrue (of the file), or that name one parent's checkpoint."""
 TRIGGERS = ("modelspec.trigger_phrase", "ss_trigger_words", "trigger_words", "activation text")
-
-
-def claimed(metadata: Mapping[str, str]) -> str | None:
-    """The base that metadata names: a key of `BASES`; None if it names none of them."""
-    version = metadata.get("ss_base_model_version", "").lower()
-    architecture = metadata.get("modelspec.architecture", "").lower()
-    if version.startswith("sdxl") or architecture.startswith("stable-diffusion-xl"):
-        return "SDXL"
-    if version.startswith("sd_v2") or architecture.startswith("stable-diffusion-v2") or metadata.get("ss_v2") == "True":
-        return "Stable Diffusion 2"
-    if version.startswith(("sd_v1", "sd_1")) or architecture.startswith("stable-diffusion-v1"):
-        return "Stable Diffusion 1.5"
-    return None
 
 
 def triggers(metadata: Mapping[str, str]) -> list[str]:
@@ -95,11 +73,4 @@ def converted(metadata: Mapping[str, str], base: str | None, rank: int) -> dict[
 
 def of_base(base: str) -> dict[str, str]:
     """The entries by which programs know the base of a LoRA."""
-    names = BASES[base]
-    return {
-        "ss_base_model_version": names.version,
-        "ss_v2": str(names.v2),
-        "modelspec.architecture": names.architecture,
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.resolution": names.resolution,
-    }
+    return dict(BASES[base]["entries"])

@@ -60,8 +60,6 @@ def extract(tuned: Checkpoint, base: Checkpoint, size: Size, dtype: torch.dtype)
     UserError
         The checkpoints have no layer in common, or one of another shape, or none that differs, or hold NaN.
     """
-    if tuned.model == base.model == "transformer":
-        raise UserError(f"{tuned.path}: a transformer; LoRAs are extracted from UNets and CLIP text encoders only")
     shared = [layer for layer in tuned.layers if layer in base.layers]
     if not shared:
         raise UserError(f"{tuned.path} and {base.path} have no layer in common; give checkpoints of one architecture")

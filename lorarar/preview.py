@@ -109,8 +109,7 @@ def show(
 
 def find_base(name: str) -> Path | None:
     """Folder of a base model: `data/<name>/base` if there is one, else `name` is the folder itself; None is pocket."""
-    named = Path("data", name, "base")
-    return None if name == "pocket" else named if Path(name).name == name and named.is_dir() else Path(name)
+    return None if name == "pocket" else shipped.base(name)
 
 
 def examples() -> dict[str, Path]:

@@ -187,7 +187,7 @@ def resize_file(
     resized.metadata["lorarar.resized_from"] = json.dumps({"file": file.name, "sha256": sha256(file)}, sort_keys=True)
     opened = save(resized, out, format or adapter.format, force, file, *formats.sidecars(file, adapter.format))
     ratio = out.stat().st_size / file.stat().st_size
-    notes = [*worst(changes), f"{ratio:.0%} of the size of {file.name}"]
+    notes = [*filter(None, [adapter.note]), *worst(changes), f"{ratio:.0%} of the size of {file.name}"]
     if gone := [name for name, change in changes.items() if change.after == 0]:
         notes.append(f"{len(gone)} layers are left out, as no rank of theirs is needed, such as {gone[0]}")
     if all(change.after == change.before for change in changes.values()):

@@ -23,3 +23,11 @@ def root() -> Path:
             "the miniature is not here: run this in a clone of the repository, or install 'lorarar[pocket]'"
         )
     return Path(spec.origin).parent
+
+
+def base(name: str) -> Path:
+    """A base model by its name, which is that of a folder `data/<name>/base`, or else by its path."""
+    if name == "pocket":
+        return root() / "data/pocket/base"
+    named = Path("data", name, "base")
+    return named if Path(name).name == name and named.is_dir() else Path(name)

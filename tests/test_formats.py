@@ -394,11 +394,11 @@ STEM = "lora_unet_mid_block_attentions_0_proj_in"
 @pytest.mark.parametrize(
     "key, message",
     [
-        (f"{STEM}.hada_w1_a", "is LoHa"),
-        (f"{STEM}.lokr_w1", "is LoKr"),
+        (f"{STEM}.hada_w3_a", "is LoHa"),
+        (f"{STEM}.lokr_t1", "is LoKr"),
         (f"{STEM}.dora_scale", "is DoRA"),
         ("base_model.model.conv_in.lora_magnitude_vector", "is DoRA"),
-        (f"{STEM}.diff_b", "is full differences"),
+        (f"{STEM}.diff_b", "changes a bias or a norm"),
         (f"{STEM}.oft_diag", r"oft_diag is OFT, not part of a plain LoRA"),
         ("lora_unet_nowhere_to_q.lora_down.weight", r"nowhere_to_q\.lora_down\.weight is not part"),
         ("transformer.blocks.0.lora_A.weight", r"transformer\.blocks\.0\.lora_A\.weight is not part"),

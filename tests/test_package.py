@@ -57,7 +57,9 @@ def test_the_library_is_in_it_and_nothing_else(package: Path) -> None:
     found = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lorarar").rglob("*.py")}
     pages = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("lorarar/*/pages/*")}
-    assert "lorarar/report/pages/report.html" in pages and code | pages <= found
+    data = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("lorarar/lora/bases/*.json")}
+    assert "lorarar/report/pages/report.html" in pages and "lorarar/lora/bases/sdxl.json" in data
+    assert code | pages | data <= found
     assert {name.partition("/")[0].partition("-")[0] for name in found} == {"lorarar"}
     (entry,) = package.glob("*.dist-info/entry_points.txt")
     assert "lorarar = lorarar.cli:main" in entry.read_text()

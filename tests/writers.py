@@ -3,6 +3,7 @@
 `WRITERS[name](base, rank, seed)` makes a file for a base ("sd15", "sd21", "sdxl") with random factors of full size,
 so that shapes tell the base too. Names were read in the tools' sources, and are put together here independently of
 lorarar. Layers are named `unet.<path>`, `text_encoder.<path>` and `text_encoder_2.<path>` in `Written.truth`.
+`TRANSFORMER_WRITERS` has the layouts of transformers, for tiny models: layers are `transformer.<path>`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import diffusers
 import torch
 from torch import Tensor, nn
 
@@ -336,3 +338,286 @@ WRITERS: dict[str, Writer] = {
     # invoke-ai/invoke-training _shared/stable_diffusion/lora_checkpoint_utils.py
     "invoke": partial(_flat_diffusers, layers=attention),
 }
+
+
+# Transformers, small: widths are a few numbers, blocks one to three.
+
+
+class Transformer(NamedTuple):
+    """A tiny model of a class of diffusers, and the names of its layers in the base's own code.
+
+    `blocks` maps stacks of blocks, and `ends` what follows the number of a block: several layers with one name are
+    stacked there in the order of this table.
+    """
+
+    model: str
+    pipeline: str
+    config: dict[str, Any]
+    blocks: dict[str, str]
+    ends: dict[str, str]
+
+
+_FLUX_ATTENTION = {
+    "attn.to_q": "img_attn.qkv",
+    "attn.to_k": "img_attn.qkv",
+    "attn.to_v": "img_attn.qkv",
+    "attn.to_out.0": "img_attn.proj",
+    "attn.add_q_proj": "txt_attn.qkv",
+    "attn.add_k_proj": "txt_attn.qkv",
+    "attn.add_v_proj": "txt_attn.qkv",
+    "attn.to_add_out": "txt_attn.proj",
+}
+_FLUX_ENDS = _FLUX_ATTENTION | {
+    "ff.net.0.proj": "img_mlp.0",
+    "ff.net.2": "img_mlp.2",
+    "ff_context.net.0.proj": "txt_mlp.0",
+    "ff_context.net.2": "txt_mlp.2",
+    "norm1.linear": "img_mod.lin",
+    "norm1_context.linear": "txt_mod.lin",
+}
+_FLUX_SINGLE = {
+    "attn.to_q": "linear1",
+    "attn.to_k": "linear1",
+    "attn.to_v": "linear1",
+    "proj_mlp": "linear1",
+    "proj_out": "linear2",
+    "norm.linear": "modulation.lin",
+}
+_FLUX_BLOCKS = {"transformer_blocks": "double_blocks", "single_transformer_blocks": "single_blocks"}
+_FLUX = {"num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
+_FLUX |= {"in_channels": 4, "joint_attention_dim": 24, "axes_dims_rope": (4, 4, 8)}
+_SD3 = {"sample_size": 8, "patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 3}
+_SD3 |= {"attention_head_dim": 8, "num_attention_heads": 4, "joint_attention_dim": 24, "caption_projection_dim": 32}
+_SD3 |= {"pooled_projection_dim": 24, "pos_embed_max_size": 12}
+
+TRANSFORMERS = {
+    "flux1": Transformer(
+        "FluxTransformer2DModel",
+        "FluxPipeline",
+        _FLUX | {"pooled_projection_dim": 24, "guidance_embeds": False},
+        _FLUX_BLOCKS,
+        _FLUX_ENDS | {f"single:{end}": name for end, name in _FLUX_SINGLE.items()},
+    ),
+    "chroma": Transformer(
+        "ChromaTransformer2DModel",
+        "ChromaPipeline",
+        _FLUX | {"approximator_num_channels": 8, "approximator_hidden_dim": 16, "approximator_layers": 1},
+        _FLUX_BLOCKS,
+        _FLUX_ENDS | {f"single:{end}": name for end, name in _FLUX_SINGLE.items()},
+    ),
+    "flux2": Transformer(
+        "Flux2Transformer2DModel",
+        "Flux2Pipeline",
+        _FLUX | {"axes_dims_rope": (4, 4, 4, 4), "guidance_embeds": False},
+        _FLUX_BLOCKS,
+        _FLUX_ATTENTION
+        | {"ff.linear_in": "img_mlp.0", "ff.linear_out": "img_mlp.2"}
+        | {"ff_context.linear_in": "txt_mlp.0", "ff_context.linear_out": "txt_mlp.2"}
+        | {"single:attn.to_qkv_mlp_proj": "linear1", "single:attn.to_out": "linear2"},
+    ),
+    "sd35": Transformer(
+        "SD3Transformer2DModel",
+        "StableDiffusion3Pipeline",
+        _SD3 | {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)},
+        {"transformer_blocks": "joint_blocks"},
+        {
+            **dict.fromkeys(("attn.to_q", "attn.to_k", "attn.to_v"), "x_block.attn.qkv"),
+            "attn.to_out.0": "x_block.attn.proj",
+            **dict.fromkeys(("attn2.to_q", "attn2.to_k", "attn2.to_v"), "x_block.attn2.qkv"),
+            "attn2.to_out.0": "x_block.attn2.proj",
+            "ff.net.0.proj": "x_block.mlp.fc1",
+            "ff.net.2": "x_block.mlp.fc2",
+            "norm1.linear": "x_block.adaLN_modulation.1",
+            **dict.fromkeys(("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "context_block.attn.qkv"),
+            "attn.to_add_out": "context_block.attn.proj",
+            "norm1_context.linear": "context_block.adaLN_modulation.1",
+            "ff_context.net.0.proj": "context_block.mlp.fc1",
+            "ff_context.net.2": "context_block.mlp.fc2",
+        },
+    ),
+    "qwen": Transformer(
+        "QwenImageTransformer2DModel",
+        "QwenImagePipeline",
+        {"patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16}
+        | {"num_attention_heads": 2, "joint_attention_dim": 24, "axes_dims_rope": (8, 4, 4)},
+        {"transformer_blocks": "transformer_blocks"},
+        {},
+    ),
+    "z-image": Transformer(
+        "ZImageTransformer2DModel",
+        "ZImagePipeline",
+        {"in_channels": 4, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
+        | {"cap_feat_dim": 24, "axes_dims": [8, 4, 4], "axes_lens": [256, 32, 32]},
+        {name: name for name in ("layers", "noise_refiner", "context_refiner")},
+        {f"attention.to_{part}": "attention.qkv" for part in "qkv"}
+        | {"attention.to_out.0": "attention.out"}
+        | {f"feed_forward.w{i}": f"feed_forward.w{i}" for i in (1, 2, 3)}
+        | {"adaLN_modulation.0": "adaLN_modulation.0"},
+    ),
+    "wan": Transformer(
+        "WanTransformer3DModel",
+        "WanPipeline",
+        {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 24}
+        | {"freq_dim": 32, "ffn_dim": 48, "num_layers": 2, "rope_max_seq_len": 32},
+        {"blocks": "blocks"},
+        {
+            f"attn{i}.to_{ours}": f"{name}_attn.{theirs}"
+            for i, name in ((1, "self"), (2, "cross"))
+            for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out.0", "o"))
+        }
+        | {"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"},
+    ),
+}
+"""Each base whose LoRAs are of a transformer."""
+_XLABS = {
+    "img_attn.qkv": "processor.qkv_lora1",
+    "img_attn.proj": "processor.proj_lora1",
+    "txt_attn.qkv": "processor.qkv_lora2",
+    "txt_attn.proj": "processor.proj_lora2",
+    "linear2": "processor.proj_lora",
+}
+
+
+def tiny(base: str, seed: int = 0) -> nn.Module:
+    """The tiny model of a base, with random weights."""
+    torch.manual_seed(seed)
+    model = getattr(diffusers, TRANSFORMERS[base].model)(**TRANSFORMERS[base].config).eval()
+    for parameter in model.parameters():  # some are zeros at first, behind which no change would be seen
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def in_blocks(base: str) -> dict[str, tuple[int, int]]:
+    """Paths and shapes of the linear layers in the blocks of a tiny model, of which trainers make LoRAs."""
+    modules = tiny(base).named_modules()
+    found = {path: tuple(module.weight.shape) for path, module in modules if isinstance(module, nn.Linear)}
+    return {path: shape for path, shape in found.items() if path.partition(".")[0] in TRANSFORMERS[base].blocks}
+
+
+def own_names(base: str) -> dict[str, list[str]]:
+    """diffusers' path of each layer in the blocks -> itself alone."""
+    return {path: [path] for path in in_blocks(base)}
+
+
+def original_names(base: str) -> dict[str, list[str]]:
+    """Name in the base's own code -> the layers that are stacked there, in their order."""
+    entry = TRANSFORMERS[base]
+    found: dict[str, list[str]] = {}
+    for path in in_blocks(base):
+        stack, number, end = path.split(".", 2)
+        name = entry.ends[f"single:{end}" if stack.startswith("single") else end]
+        found.setdefault(f"{entry.blocks[stack]}.{number}.{name}", []).append(path)
+    order = list(dict.fromkeys(end.removeprefix("single:") for end in entry.ends))
+    return {name: sorted(paths, key=lambda path: order.index(path.split(".", 2)[2])) for name, paths in found.items()}
+
+
+def xlabs_names(base: str) -> dict[str, list[str]]:
+    """XLabs' names of attention processors in FLUX.1; of single blocks, q, k and v without the MLP."""
+    found = {}
+    for name, paths in original_names(base).items():
+        stack, number, end = name.split(".", 2)
+        if end == "linear1":
+            found[f"{stack}.{number}.processor.qkv_lora"] = paths[:3]
+        elif end in _XLABS:
+            found[f"{stack}.{number}.{_XLABS[end]}"] = paths
+    return found
+
+
+def of_transformer(
+    base: str,
+    rank: int,
+    seed: int,
+    *,
+    names: Callable[[str], dict[str, list[str]]] = own_names,
+    beginning: str = "",
+    flat: bool = False,
+    ends: Ends = PEFT,
+    alpha: float = 1.0,
+    blocks: bool = False,
+    metadata: Callable[[str, int, float], dict[str, str]] = lambda base, rank, alpha: {},
+    sidecar: Callable[[int, float], dict[str, Any]] | None = None,
+) -> Written:
+    """A file of all linear layers in the blocks of a tiny transformer.
+
+    Parameters
+    ----------
+    flat
+        Names have underscores for dots.
+    blocks
+        Stacked layers have factors of their own, put together in blocks on the diagonal.
+    """
+    tensors: dict[str, Tensor] = {}
+    truth = {}
+    shapes = in_blocks(base)
+    random = partial(torch.randn, generator=torch.Generator().manual_seed(seed))
+    for name, paths in names(base).items():
+        columns = shapes[paths[0]][1]
+        updates = {path: (random(rank, columns) / columns, random(shapes[path][0], rank)) for path in paths}
+        if blocks:
+            down = torch.cat([down for down, _ in updates.values()])
+            up = torch.block_diag(*(up for _, up in updates.values()))
+        else:
+            down = updates[paths[0]][0]
+            up = torch.cat([up for _, up in updates.values()])
+        stem = beginning + (_flat(name) if flat else name)
+        tensors |= {stem + ends.down: down, stem + ends.up: up}
+        if ends.alpha:
+            tensors[stem + ends.alpha] = torch.tensor(alpha * len(down))
+        for path, (own, part) in updates.items():
+            truth[f"transformer.{path}"] = Update(own if blocks else down, part, alpha)
+    return Written(tensors, metadata(base, rank, alpha), truth, sidecar and sidecar(rank, alpha * rank))
+
+
+def _transformer_metadata(base: str, rank: int, alpha: float) -> dict[str, str]:
+    entries = {f"transformer.{key}": value for key, value in _peft_config(rank, alpha * rank).items()}
+    return {"format": "pt", "lora_adapter_metadata": json.dumps(entries, sort_keys=True)}
+
+
+_XLABS_ENDS = Ends(".down.weight", ".up.weight")
+_flat_alpha = partial(of_transformer, flat=True, ends=KOHYA, alpha=0.5)
+_original = partial(of_transformer, names=original_names)
+
+TRANSFORMER_WRITERS: dict[str, tuple[Writer, tuple[str, ...]]] = {
+    # huggingface/diffusers save_lora_weights, with and without its metadata; ostris/ai-toolkit for FLUX.1 and SD3
+    "diffusers": (partial(of_transformer, beginning="transformer."), tuple(TRANSFORMERS)),
+    "diffusers-metadata": (
+        partial(of_transformer, beginning="transformer.", alpha=2.0, metadata=_transformer_metadata),
+        tuple(TRANSFORMERS),
+    ),
+    "diffusers-alpha": (
+        partial(of_transformer, beginning="transformer.", ends=PEFT_ALPHA, alpha=0.5),
+        tuple(TRANSFORMERS),
+    ),
+    "bare": (of_transformer, tuple(TRANSFORMERS)),
+    # huggingface/peft save_pretrained
+    "peft": (
+        partial(of_transformer, beginning="base_model.model.", alpha=2.0, sidecar=_peft_config),
+        tuple(TRANSFORMERS),
+    ),
+    # kohya-ss/sd-scripts networks/lora_flux.py, lora_sd3.py; kohya-ss/musubi-tuner networks/lora.py
+    "kohya": (
+        partial(_flat_alpha, names=original_names, beginning="lora_unet_"),
+        ("flux1", "chroma", "flux2", "sd35", "wan"),
+    ),
+    "kohya-blocks": (
+        partial(_flat_alpha, names=original_names, beginning="lora_unet_", blocks=True),
+        ("flux1", "chroma", "flux2", "sd35", "z-image"),
+    ),
+    "musubi": (partial(_flat_alpha, beginning="lora_unet_"), ("qwen", "z-image")),
+    # Black Forest Labs' and ComfyUI's names; ai-toolkit for FLUX.2 and Wan
+    "comfyui": (
+        partial(_original, beginning="diffusion_model."),
+        ("flux1", "chroma", "flux2", "sd35", "z-image", "wan"),
+    ),
+    "ai-toolkit": (partial(of_transformer, beginning="diffusion_model."), ("qwen", "z-image")),
+    "comfyui-alpha": (
+        partial(_original, beginning="diffusion_model.", ends=KOHYA, alpha=0.5),
+        ("flux1", "flux2", "z-image", "wan"),
+    ),
+    # XLabs-AI/x-flux
+    "xlabs": (partial(of_transformer, names=xlabs_names, ends=_XLABS_ENDS), ("flux1",)),
+    # Nerogar/OneTrainer; bghira/SimpleTuner with LyCORIS
+    "onetrainer": (partial(_flat_alpha, beginning="lora_transformer_"), tuple(TRANSFORMERS)),
+    "lycoris": (partial(_flat_alpha, beginning="lycoris_"), tuple(TRANSFORMERS)),
+}
+"""Layout -> its writer, and the bases of which such files exist."""

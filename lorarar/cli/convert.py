@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from lorarar.cli.options import Dtype, Force, Format, Out
+from lorarar.cli.options import Base, Dtype, Energy, Force, Format, Out, Rank, notes_on, reading
 
 EXAMPLES = """Examples:
 
 `lorarar convert kohya.safetensors -o diffusers.safetensors`
 
-`lorarar convert diffusers.safetensors -o comfyui.safetensors --for comfyui`"""
+`lorarar convert diffusers.safetensors -o comfyui.safetensors --for comfyui`
+
+`lorarar convert lokr.safetensors -o lora.safetensors --rank 64`"""
 
 
 def run(
@@ -25,10 +27,14 @@ def run(
         typer.Option(
             "--for",
             metavar="PROGRAM",
-            help="The format that a program reads: comfyui, a1111, forge, sd-scripts, invokeai, diffusers or peft.",
+            help="The format that a program reads: comfyui, a1111, forge, sd-scripts, invokeai, diffusers, peft, "
+            "musubi, onetrainer, ai-toolkit or xlabs.",
         ),
     ] = None,
     dtype: Dtype = None,
+    rank: Rank = None,
+    energy: Energy = None,
+    base: Base = None,
     force: Force = False,
 ) -> None:
     """Write a LoRA file in another format, diffusers' by default; alpha is folded into the factors."""
@@ -42,18 +48,21 @@ def run(
         raise UserError("--format and --for: give one of them")
     refuse_existing(out, force, file)
     file = formats.locate(file)
-    adapter = Adapter.load(file)
-    base = describe.claimed(adapter.metadata) or next(
+    given = reading(rank, energy, base)
+    adapter = Adapter.load(file, given)
+    known = describe.claimed(adapter.metadata) or next(
         (name for name in base_models.possible(adapter.layers) if name in describe.BASES), None
     )
-    format = formats.format_for(program, base) if program else format or "diffusers"
+    format = formats.format_for(program, known) if program else format or "diffusers"
     for path in formats.sidecars(out, format):
         refuse_existing(path, force, file, *formats.sidecars(file, adapter.format))
     adapter.check(str(file))
     first = next(iter({**adapter.layers, **adapter.others}.values()))
-    adapter.metadata = describe.converted(adapter.metadata, base, max(adapter.all_ranks))
+    adapter.metadata = describe.converted(adapter.metadata, known, max(adapter.all_ranks))
     adapter.save(out, format=format, dtype=formats.DTYPES[dtype] if dtype else first.down.dtype)
     for phrase in describe.triggers(adapter.metadata):
         typer.echo(f"trigger words: {phrase}", err=True)
+    for note in notes_on([adapter], given):
+        typer.echo(note, err=True)
     number = len(adapter.layers) + len(adapter.others)
-    typer.echo(f"{out}: {number} layers in {format} format; opens in {formats.opened_by(format, base)}")
+    typer.echo(f"{out}: {number} layers in {format} format; opens in {formats.opened_by(format, known)}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorarar.cli.options import Base, Energy, Rank, notes_on, reading
 from lorarar.errors import printable
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ def run(
         Path | None, typer.Argument(help="A second one: what both have in common, before they are merged.")
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
+    rank: Rank = None,
+    energy: Energy = None,
+    base: Base = None,
 ) -> None:
     """Describe a LoRA file: format, base model, layers, ranks, norms; or compare two before a merge."""
     from lorarar.contents import compare, contents
@@ -32,10 +36,13 @@ def run(
     from lorarar.lora.adapter import Adapter
 
     files = [formats.locate(path) for path in (file, other) if path]
-    adapters = [Adapter.load(path) for path in files]
+    given = reading(rank, energy, base)
+    adapters = [Adapter.load(path, given) for path in files]
     for path, adapter in zip(files, adapters, strict=True):
         adapter.check(str(path))
         _show(path, contents(adapter), layers)
+        for note in notes_on([adapter], given):
+            typer.echo(note)
     if len(adapters) == 1:
         return
     base_models.same(*(adapter.layers for adapter in adapters), names=[str(path) for path in files])
@@ -54,7 +61,8 @@ def _show(file: Path, found: Contents, layers: bool) -> None:
     typer.echo(f"base: {found.base}, by its metadata or the shapes of its layers")
     if found.layers:
         ranks = _range(found.ranks)
-        typer.echo(f"linear layers of the UNet: {len(found.layers)}, rank {ranks}, {', '.join(found.dtypes)}")
+        model = "UNet" if found.component == "unet" else found.component
+        typer.echo(f"linear layers of the {model}: {len(found.layers)}, rank {ranks}, {', '.join(found.dtypes)}")
         largest = max(found.layers, key=lambda path: found.layers[path].norm)
         typer.echo(f"norm of all updates: {found.norm:.4g}; largest: {found.layers[largest].norm:.4g} in {largest}")
     if found.others:

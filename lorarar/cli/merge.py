@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lorarar.cli.options import Dtype, Force, Format, Out, parse_settings
+from lorarar.cli.options import Base, Dtype, Energy, Force, Format, Out, Rank, parse_settings, reading
 
 EXAMPLES = """Examples:
 
@@ -41,6 +41,9 @@ def run(
     ] = None,
     format: Format = None,
     dtype: Dtype = None,
+    rank: Rank = None,
+    energy: Energy = None,
+    base: Base = None,
     force: Force = False,
 ) -> None:
     """Merge two LoRA files into one standard LoRA file."""
@@ -50,7 +53,17 @@ def run(
     options = parse_settings(setting)
     if hypernet is not None:
         options["hypernet"] = hypernet
-    notes = merge_files(content, style, out, method=method, format=format, dtype=dtype, force=force, options=options)
+    notes = merge_files(
+        content,
+        style,
+        out,
+        method=method,
+        format=format,
+        dtype=dtype,
+        force=force,
+        options=options,
+        reading=reading(rank, energy, base),
+    )
     *others, last = notes  # who opens the result
     for note in others:
         typer.echo(note, err=True)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from ast import literal_eval
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorarar.errors import UserError
 
+if TYPE_CHECKING:
+    from lorarar.lora.adapter import Adapter
+    from lorarar.lora.lycoris import Reading
+
 
 def _format(name: str | None) -> str | None:
-    from lorarar.lora.formats import WRITERS
+    from lorarar.lora.formats import FORMATS
 
-    return name and _one_of("--format", name, WRITERS)
+    return name and _one_of("--format", name, FORMATS)
 
 
 def _dtype(name: str | None) -> str | None:
@@ -37,7 +41,8 @@ Format = Annotated[
     typer.Option(
         "--format",
         "-f",
-        help="Output format: diffusers, peft, kohya or kohya-sgm (original block names); default: the content file's.",
+        help="Output format: diffusers, peft, kohya, kohya-sgm (SDXL's original block names), or of transformers "
+        "comfyui, onetrainer or xlabs; default: the content file's.",
         callback=_format,
         metavar="FORMAT",
     ),
@@ -54,6 +59,45 @@ Dtype = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Download = Annotated[bool, typer.Option("--download", help="Download models that are not on this machine yet.")]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        "--rank",
+        min=1,
+        help="Largest rank of layers that are no plain LoRA (LoHa, LoKr, DoRA ...); default: whole up to 128.",
+    ),
+]
+Energy = Annotated[
+    float | None,
+    typer.Option(
+        "--energy",
+        help="Share of |dW|^2 to keep of layers that are no plain LoRA; default: 1 up to rank 128, 0.999 above.",
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="MODEL",
+        help="Base model, whose weights DoRA, GLoRA and (IA)^3 change: a checkpoint, a folder of diffusers, or a name.",
+    ),
+]
+
+
+def reading(rank: int | None, energy: float | None, base: str | None) -> Reading:
+    """How updates of other kinds than LoRA are read; the weights of the base model are found, and not read yet."""
+    from lorarar import shipped
+    from lorarar.lora.checkpoint_file import Checkpoint
+    from lorarar.lora.lycoris import Reading
+
+    return Reading(rank, energy, Checkpoint.open(shipped.base(base)) if base else None)
+
+
+def notes_on(adapters: Iterable[Adapter], given: Reading) -> list[str]:
+    """What was read of other kinds than LoRA, for the user."""
+    from lorarar.lora.lycoris import unused
+
+    return [adapter.note for adapter in adapters if adapter.note] or unused(given)
 
 
 def parse_settings(texts: Iterable[str] | None) -> dict[str, Any]:

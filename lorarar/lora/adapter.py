@@ -11,22 +11,24 @@ import torch
 
 from lorarar.errors import UserError
 from lorarar.lora import formats
+from lorarar.lora.base_models import component
 from lorarar.lora.factors import Factors, finite
 from lorarar.lora.lazy import Lazy, blanks, computed
+from lorarar.lora.lycoris import Reading
 
 __all__ = ["Adapter", "Factors"]
 
 
 @dataclass
 class Adapter:
-    """A LoRA of the UNet.
+    """A LoRA of the base model: its UNet or transformer.
 
     Attributes
     ----------
     layers
-        Module path inside the UNet, such as `down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`,
-        -> its factors: the linear layers. Kept in the dtype they are stored in. A merge gives a `Lazy` mapping,
-        which computes a layer each time it is asked for it: see `computed`.
+        Module path inside the UNet, such as `down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`, or inside the
+        transformer -> its factors: the linear layers. Kept in the dtype they are stored in. A merge gives a `Lazy`
+        mapping, which computes a layer each time it is asked for it: see `computed`.
     metadata
         Free text that travels with the file.
     others
@@ -34,32 +36,37 @@ class Adapter:
         `text_encoder_2.<path>`. Merges treat them as they treat `layers`: see `matrices`.
     format
         The format of the file it was read from, "" if it was made in memory.
+    note
+        The kinds of updates that were read into factors, and the error of it; "" of a plain LoRA.
     """
 
     layers: Mapping[str, Factors]
     metadata: dict[str, str] = field(default_factory=dict)
     others: Mapping[str, Factors] = field(default_factory=dict)
     format: str = ""
+    note: str = ""
 
     @classmethod
-    def load(cls, path: Path | str) -> Adapter:
+    def load(cls, path: Path | str, reading: Reading | None = None) -> Adapter:
         """Read a LoRA in any of the formats: a file, a folder of diffusers or peft, or a name in the hub's local cache.
 
-        Factors are views of the memory-mapped file, except those that a file's alpha changes.
+        Factors are views of the memory-mapped file, except those that a file's alpha changes or that are expanded from
+        updates of other kinds, such as LoHa, as `reading` says.
 
         Raises
         ------
         UserError
-            The file is missing, damaged or not a plain LoRA.
+            The file is missing or damaged, or no factors can hold what it does.
         """
-        found, metadata, format = formats.read(formats.locate(path))
+        found, metadata, format, note = formats.read(formats.locate(path), reading)
         layers, others = {}, {}
         for name, factors in found.items():
-            if name.startswith("unet.") and factors.down.ndim == 2:
-                layers[name.removeprefix("unet.")] = factors
+            part, _, path = name.partition(".")
+            if part in ("unet", "transformer") and factors.down.ndim == 2:
+                layers[path] = factors
             else:
                 others[name] = factors
-        return cls(layers, metadata, others, format)
+        return cls(layers, metadata, others, format, note)
 
     def save(self, path: Path | str, format: str = "diffusers", dtype: torch.dtype | None = None) -> None:
         """Write a safetensors file, whole or not at all; equal adapters make equal bytes.
@@ -70,7 +77,7 @@ class Adapter:
         ----------
         format
             "diffusers", "kohya", "kohya-sgm" (SDXL's original block names) or "peft", which also writes
-            `adapter_config.json` into the same folder.
+            `adapter_config.json` into the same folder; of transformers also "comfyui", "onetrainer" or "xlabs".
         dtype
             The dtype of the file; None keeps that of the factors.
 
@@ -153,7 +160,7 @@ class Adapter:
 
     def _all(self, dtype: torch.dtype | None = None) -> Lazy[Factors]:
         """Every layer by its component and path, cast when it is asked for."""
-        places = {f"unet.{path}": (self.layers, path) for path in self.layers}
+        places = {f"{component(path)}.{path}": (self.layers, path) for path in self.layers}
         places |= {name: (self.others, name) for name in self.others}
 
         def cast(factors: Factors) -> Factors:

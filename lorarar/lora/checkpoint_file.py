@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lorarar.errors import UserError
-from lorarar.lora import container, kohya
+from lorarar.lora import base_models, container, kohya
 from lorarar.lora.container import Stored
 
 
@@ -146,7 +146,7 @@ def _component(keys: Iterable[str], folder: str) -> str:
     starts = {key.partition(".")[0] for key in keys}
     if starts & {"down_blocks", "mid_block", "up_blocks"} and not starts & {"encoder", "decoder"}:
         return "unet"
-    if starts & {"transformer_blocks", "single_transformer_blocks"}:
+    if any(base_models.component(start) == "transformer" for start in starts):
         return "transformer"
     return "text_encoder" if "text_model" in starts else ""
 
@@ -187,7 +187,9 @@ def _weights(name: str, place: Stored, component: str) -> dict[str, Weight]:
             for i, part in enumerate("qkv")
         }
     layer, _, end = name.rpartition(".")
-    known = end == "weight" and len(shape) in (2, 4) and place.dtype.is_floating_point
-    if not known or not (component == "transformer" or _LAYER.fullmatch(layer)):
-        return {}
-    return {layer: Weight(name, slice(None), shape)}
+    if component == "transformer":
+        known = len(shape) == 2
+    else:
+        known = len(shape) in (2, 4) and _LAYER.fullmatch(layer) is not None
+    known = known and end == "weight" and place.dtype.is_floating_point
+    return {layer: Weight(name, slice(None), shape)} if known else {}

@@ -14,12 +14,16 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from lorarar.errors import UserError
-from lorarar.lora.base_models import BASES, Base
+from lorarar.lora.bases import bases
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _KEY = re.compile(r"(?:(?P<component>unet|text_encoder):)?(?P<number>\d+)(?::(?P<part>up|down))?")
+_LAYER = re.compile(
+    r"(?P<block>down_blocks|up_blocks|mid_block)(?:\.(?P<level>\d+))?\.attentions\.(?P<attention>\d+)"
+    r"\.transformer_blocks\.(?P<number>\d+)\.(?P<part>attn1|attn2|ff)\.(?P<end>.+)"
+)
 _CLIP = {768: 12, 1024: 23}  # width -> layers of the text encoders of Stable Diffusion 1 and 2
 
 
@@ -58,8 +62,8 @@ def translate(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 
 def _names(component: str, shapes: list[tuple[int, int]], source: str) -> list[str]:
     """Layers in the order of the modules, by the one model that has layers of these shapes."""
-    models = [("unet", _unet(base, order)) for base in BASES for order in ("attn2 ff", "ff attn2")]
-    models += [("unet", _unet(base, "attn2")) for base in BASES]
+    unets = [base.layers for base in bases() if base.component == "unet"]
+    models = [("unet", _unet(layers, order)) for layers in unets for order in ("attn2 ff", "ff attn2", "attn2")]
     models += [("text_encoder", _clip(width)) for width in _CLIP]
     for name, layers in models:
         listed = list(layers)
@@ -68,23 +72,20 @@ def _names(component: str, shapes: list[tuple[int, int]], source: str) -> list[s
     raise UserError(f"{source}: its {len(shapes)} factors have no names, and the shapes of no base known here")
 
 
-def _unet(base: Base, order: str) -> Iterator[tuple[str, tuple[int, int]]]:
+def _unet(layers: Mapping[str, tuple[int, int]], order: str) -> Iterator[tuple[str, tuple[int, int]]]:
     """Paths and shapes (m_out, n_in) of the attention layers, and of the feed-forward layers if `order` has them."""
-    levels = len(base.widths)
-    down = [(f"down_blocks.{i}", i, base.attentions) for i in range(levels)]
-    up = [(f"up_blocks.{i}", levels - 1 - i, base.attentions + 1) for i in range(levels)]
-    for block, level, attentions in [*down, *up, ("mid_block", levels - 1, 1)]:
-        depth, width = base.middle if block == "mid_block" else base.depths[level], base.widths[level]
-        for attention in range(attentions):
-            for number in range(depth):
-                stem = f"{block}.attentions.{attention}.transformer_blocks.{number}"
-                for part in ("attn1", *order.split()):
-                    if part == "ff":
-                        yield f"{stem}.ff.net.0.proj", (8 * width, width)
-                        continue
-                    inner = base.text if part == "attn2" else width
-                    for end, size in (("to_q", width), ("to_k", inner), ("to_v", inner), ("to_out.0", width)):
-                        yield f"{stem}.{part}.{end}", (width, size)
+    blocks = ["down_blocks", "up_blocks", "mid_block"]
+    parts = ["attn1", *order.split()]
+    ends = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj"]
+    found = []
+    for path, shape in layers.items():
+        match = _LAYER.fullmatch(path)
+        if match and match["part"] in parts and match["end"] in ends:
+            places = [int(match[name] or 0) for name in ("level", "attention", "number")]
+            key = (blocks.index(match["block"]), *places, parts.index(match["part"]), ends.index(match["end"]))
+            found.append((key, path, shape))
+    for _, path, shape in sorted(found):
+        yield path, shape
 
 
 def _clip(width: int) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorarar.errors import UserError
@@ -33,6 +33,11 @@ _KEY = re.compile(
 
 def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Layers:
     """Layer -> (down, up) with alpha folded into `up`; `source` names the file in messages."""
+    return gather(tensors, _locate, scales(metadata, source), source)
+
+
+def scales(metadata: Mapping[str, str], source: str) -> Callable[[str, int], float]:
+    """The function (layer, rank) -> factor of up @ down that the configuration in the metadata gives."""
     try:
         configuration = peft.json_object(metadata.get(CONFIGURATION, "{}"))
     except ValueError:
@@ -48,11 +53,13 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: st
         component, _, path = layer.partition(".")
         return peft.scale(components[component], path, rank, source)
 
-    return gather(tensors, _locate, scale, source)
+    return scale
 
 
 def tensors(layer: str, factors: Factors) -> dict[str, Tensor]:
-    """The tensors of a layer in a file that `StableDiffusionXLPipeline.load_lora_weights` reads."""
+    """The tensors of a layer in a file that `load_lora_weights` of diffusers' pipelines reads."""
+    if layer.startswith("transformer."):
+        return {f"{layer}.lora_A.weight": factors.down, f"{layer}.lora_B.weight": factors.up}
     stem = f"{layer}.{'lora' if layer.startswith('unet.') else 'lora_linear_layer'}"
     return {f"{stem}.down.weight": factors.down, f"{stem}.up.weight": factors.up}
 

@@ -1,8 +1,9 @@
 """LoRA files on disk: safetensors in, low-rank factors out, and back.
 
-A format is a module with `PREFIXES`, which its keys begin with, `FOLDED`, metadata keys that reading applies (alpha)
-and drops, `parse(tensors, metadata, source)` and `tensors(layer, factors)`. A layer's name is its component and the
-module path in it: `unet.<path>`, `text_encoder.<path>` or `text_encoder_2.<path>`.
+A UNet's format is a module with `PREFIXES`, which its keys begin with, `FOLDED`, metadata keys that reading applies
+(alpha) and drops, `parse(tensors, metadata, source)` and `tensors(layer, factors)`. Files of transformers are read and
+written by `lorarar.lora.transformer`. A layer's name is its component and the module path in it: `unet.<path>`,
+`transformer.<path>`, `text_encoder.<path>`, `text_encoder_2.<path>` or `text_encoder_3.<path>`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from lorarar.errors import UserError
 from lorarar.files import atomic, write_json
-from lorarar.lora import base_models, cloneofsimo, container, diffusers, keys, kohya, peft
+from lorarar.lora import base_models, cloneofsimo, container, diffusers, keys, kohya, lycoris, peft, transformer
+from lorarar.lora.bases import named
 from lorarar.lora.factors import Factors, Layers
 from lorarar.lora.lazy import Lazy, blanks
+from lorarar.lora.lycoris import Reading
 from lorarar.parallel import one_thread
 
 READERS: dict[str, ModuleType] = {"diffusers": diffusers, "peft": peft, "kohya": kohya}
@@ -32,17 +35,25 @@ WRITERS: dict[str, Callable[[str, Factors], dict[str, Tensor]]] = {
     "kohya": kohya.tensors,
     "kohya-sgm": partial(kohya.tensors, sgm=True),
 }
+FORMATS = (*WRITERS, *(format for format in transformer.FORMATS if format not in WRITERS))
+"""Names of the formats of files; the last ones are for transformers alone."""
 _LAYER = re.compile(
     r"unet\.(?:(?:down|up)_blocks\.|mid_block\.|conv_in|conv_out|(?:time|add|class)_embedding|encoder_hid_proj)"
     r"|text_encoder(?:_2)?\.(?:text_model\.|text_projection)"
 )
+FOLDED = frozenset().union(*(reader.FOLDED for reader in READERS.values()))
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
+def read(path: Path | str, reading: Reading | None = None) -> tuple[Layers, dict[str, str], str, str]:
     """Read the factors of a LoRA file in any of the formats; its keys tell which.
 
     Tensors are views of the memory-mapped file, except each `up` that alpha changes.
+
+    Parameters
+    ----------
+    reading
+        How updates of other kinds become plain factors.
 
     Returns
     -------
@@ -51,7 +62,9 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
     metadata
         The file's metadata, without the entries whose meaning was folded into the factors.
     format
-        A key of `WRITERS`.
+        One of `FORMATS`.
+    note
+        The kinds of updates that became plain factors, and the error of it; "" of a plain LoRA.
 
     Raises
     ------
@@ -59,9 +72,28 @@ def read(path: Path | str) -> tuple[Layers, dict[str, str], str]:
         The file is missing, damaged, or holds something a merge would silently get wrong.
     """
     tensors, metadata = container.read_tensors(path)
-    keys.check(tensors, str(path))
+    plain, updates = lycoris.take(tensors, str(path))
+    names = [*plain, *lycoris.plain_keys(updates)]
+    of_transformer = transformer.known(names)
+    keys.check(names, str(path), of_transformer)
+    parse = partial(_parse, metadata=metadata, path=path, of_transformer=bool(of_transformer))
+    if not updates:
+        return *parse(tensors), ""
+    expansion = lycoris.Expansion(plain, updates, lambda found: parse(found)[0], reading or Reading(), str(path))
+    layers, kept, format = parse(expansion.tensors)
+    layers, told, note = expansion.finish(layers)
+    return layers, lycoris.without_kind(kept) | told, format, note
+
+
+def _parse(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path | str, of_transformer: bool
+) -> tuple[Layers, dict[str, str], str]:
+    """Layers, metadata and format, as `read` gives them, of the tensors of plain LoRAs."""
     translate = cloneofsimo.translate if cloneofsimo.known(tensors) else keys.translate
     tensors = translate(tensors, str(path))
+    if of_transformer:
+        layers, format = transformer.read(tensors, metadata, str(path))
+        return layers, {key: value for key, value in metadata.items() if key not in FOLDED}, format
     format = _detect(tensors, path)
     layers = READERS[format].parse(tensors, metadata, str(path))
     for layer in layers:
@@ -116,10 +148,15 @@ def write(path: Path | str, layers: Layers, metadata: Mapping[str, str], format:
     UserError
         The format is unknown or has no name for a layer, or a factor holds NaN or infinity.
     """
-    if format not in WRITERS:
-        raise UserError(f"format {format} is unknown; choose one of {', '.join(WRITERS)}")
+    if format not in FORMATS:
+        raise UserError(f"format {format} is unknown; choose one of {', '.join(FORMATS)}")
+    write_layer = WRITERS.get(format, transformer.refuse)
+    if any(layer.startswith("transformer.") for layer in layers):
+        if format in transformer.FORMATS:
+            layers, write_layer = transformer.renamed(layers, format, metadata)
+        elif format == "kohya-sgm":
+            raise UserError("format kohya-sgm has no names for the layers of a transformer; choose kohya")
     known = blanks(layers)
-    write_layer = WRITERS[format]
     if format == "kohya" and _one_encoder(known):
         write_layer = partial(kohya.tensors, one_encoder=True)
     extra = diffusers.metadata(known) if format == "diffusers" else {}
@@ -148,6 +185,10 @@ def opened_by(format: str, base: str | None) -> str:
     ----------
     base : a key of `describe.BASES`; of other bases, the programs do not know.
     """
+    found = named(base)
+    if found and found.component == "transformer":
+        programs = [PROGRAMS[program] for program, formats in found.programs.items() if format in formats]
+        return " and ".join(filter(None, [", ".join(programs[:-1]), *programs[-1:]])) or format
     if format in ("diffusers", "peft") or base is None:
         return {"kohya": "diffusers", "kohya-sgm": "diffusers"}.get(format, format)
     a1111 = "" if (format, base) == ("kohya", "SDXL") else "A1111, "  # it does not know one of SDXL's upsamplers so
@@ -157,12 +198,33 @@ def opened_by(format: str, base: str | None) -> str:
 def format_for(program: str, base: str | None) -> str:
     """The format that a program reads: kohya's, of SDXL with the original block names, as its trainer writes them."""
     programs = {"diffusers": "diffusers", "peft": "peft"}
-    programs |= dict.fromkeys(
-        ("comfyui", "a1111", "forge", "sd-scripts", "invokeai"), "kohya-sgm" if base == "SDXL" else "kohya"
-    )
+    found = named(base)
+    if found and found.component == "transformer":
+        programs |= {name: formats[0] for name, formats in found.programs.items()}
+    else:
+        programs |= dict.fromkeys(
+            ("comfyui", "a1111", "forge", "sd-scripts", "invokeai"), "kohya-sgm" if base == "SDXL" else "kohya"
+        )
     if program.lower() not in programs:
-        raise UserError(f"--for {program}: unknown; choose one of {', '.join(sorted(programs))}")
+        known = f"reads no LoRA of {base}" if program.lower() in PROGRAMS else "unknown"
+        raise UserError(f"--for {program}: {known}; choose one of {', '.join(sorted(programs))}")
     return programs[program.lower()]
+
+
+PROGRAMS = {
+    "comfyui": "ComfyUI",
+    "a1111": "A1111",
+    "forge": "Forge",
+    "sd-scripts": "sd-scripts",
+    "invokeai": "InvokeAI",
+    "diffusers": "diffusers",
+    "peft": "peft",
+    "musubi": "musubi-tuner",
+    "onetrainer": "OneTrainer",
+    "ai-toolkit": "ai-toolkit",
+    "xlabs": "XLabs' x-flux",
+}
+"""Programs by the name that `--for` has for them."""
 
 
 def sidecars(path: Path | str, format: str) -> list[Path]:

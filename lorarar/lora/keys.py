@@ -42,7 +42,7 @@ MODELS = {
     r"control(?:net|_model)[._]": "ControlNet",
     r"ip_adapter[._]|image_proj[._]": "IP-Adapter",
 }
-"""Models that are no UNet of Stable Diffusion, by a pattern of their keys; the first match counts."""
+"""Models by a pattern of their keys, for keys that no base here has; the first match counts."""
 
 CONVERT = "merge it into a checkpoint, and extract a plain LoRA with sd-scripts' networks/extract_lora_from_models.py"
 """Advice in errors: it makes a plain LoRA of an update of another kind."""
@@ -76,15 +76,20 @@ _BEGINNINGS = (
 )
 
 
-def check(keys: Iterable[str], source: str) -> None:
-    """Raise `UserError` that names a kind of update or a model that is not merged here; `source` names the file."""
+def check(keys: Iterable[str], source: str, known: frozenset[str] = frozenset()) -> None:
+    """Raise `UserError` that names a kind of update or a model that is not merged here; `source` names the file.
+
+    Keys in `known` belong to a model that is merged.
+    """
     suspicious = list(filter(_FOREIGN.search, keys))
     for pattern, kind in KINDS.items():
         if found := next((key for key in suspicious if re.search(pattern, key)), None):
             raise UserError(f"{source}: {found} is {kind}, not part of a plain LoRA; {CONVERT}")
     for pattern, model in MODELS.items():
-        if found := next((key for key in suspicious if re.search(pattern, key)), None):
-            raise UserError(f"{source}: {found} belongs to {model}; only LoRAs of Stable Diffusion's UNets are merged")
+        if found := next((key for key in suspicious if key not in known and re.search(pattern, key)), None):
+            raise UserError(
+                f"{source}: {found} belongs to {model}; `lorarar bases` lists the models whose LoRAs are merged"
+            )
 
 
 def translate(tensors: Mapping[str, T], source: str) -> dict[str, T]:

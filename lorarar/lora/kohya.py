@@ -100,7 +100,7 @@ def tensors(layer: str, factors: Factors, sgm: bool = False, one_encoder: bool =
     """
     component, _, path = layer.partition(".")
     name = path.replace(".", "_")
-    known = _dotted(name) == path
+    known = dotted(name) == path
     # diffusers mistakes its own name of the added embedding, which only SDXL has, but reads SGM's.
     if component == "unet" and (sgm or name.startswith("add_embedding")):
         name = _renamed(name, _TO_SGM, _TO_RESNET_ENDS) or ""
@@ -114,16 +114,16 @@ def tensors(layer: str, factors: Factors, sgm: bool = False, one_encoder: bool =
 def unet_path(name: str) -> str | None:
     """diffusers' path of a UNet's layer by its path in the original code or in diffusers, with dots or underscores."""
     name = name.replace(".", "_")
-    return _dotted(_renamed(name, _SGM, _RESNET_ENDS) or name)
+    return dotted(_renamed(name, _SGM, _RESNET_ENDS) or name)
 
 
 def _locate(key: str) -> tuple[str, str] | None:
     match = _KEY.fullmatch(key)
-    path = match and _dotted(_renamed(match["name"], _SGM, _RESNET_ENDS) or match["name"])
+    path = match and dotted(_renamed(match["name"], _SGM, _RESNET_ENDS) or match["name"])
     return (f"{_COMPONENTS[match['component']]}.{path}", _PARTS[match["part"]]) if match and path else None
 
 
-def _dotted(name: str) -> str | None:
+def dotted(name: str) -> str | None:
     """The module path that a name with underscores stands for, or None if there is none."""
     match = _UNDERSCORED.fullmatch(name)
     if not match:

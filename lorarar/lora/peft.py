@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from statistics import mode
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CONFIGURATION = "adapter_config.json"
 FOLDED: frozenset[str] = frozenset()
 PREFIXES = ("base_model.model.",)
+MAIN = ("unet", "transformer")
+"""The component whose file it is."""
 
 _KEY = re.compile(r"base_model\.model\.(?:unet\.)?(?P<path>.+?)\.lora_(?P<matrix>A|B)(?:\.default)?\.weight")
 # These begin with parts of the base's weights and take them out of the base.
@@ -33,6 +35,16 @@ _log = logging.getLogger(__name__)
 
 def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Layers:
     """Layer -> (down, up), scaled as `adapter_config.json` in the folder of the file `source` says."""
+    layers = gather(tensors, _locate, scales(source), source)
+    wide = any(down.shape[1] == 1280 for layer, (down, _) in layers.items() if layer.startswith("text_encoder."))
+    if not wide:
+        return layers
+    # This width is that of SDXL's second text encoder.
+    return {re.sub(r"^text_encoder\.", "text_encoder_2.", layer): factors for layer, factors in layers.items()}
+
+
+def scales(source: str) -> Callable[[str, int], float]:
+    """The function (layer, rank) -> factor of up @ down that `adapter_config.json` next to the file gives."""
     sidecar = Path(source).with_name(CONFIGURATION)
     configuration: dict[str, Any] = {}
     try:
@@ -44,28 +56,24 @@ def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: st
 
     def scale_of(layer: str, rank: int) -> float:
         component, _, path = layer.partition(".")
-        return scale(configuration, path, rank, source) if component == "unet" else 1.0
+        return scale(configuration, path, rank, source) if component in MAIN else 1.0
 
-    layers = gather(tensors, _locate, scale_of, source)
-    wide = any(down.shape[1] == 1280 for layer, (down, _) in layers.items() if layer.startswith("text_encoder."))
-    if not wide:
-        return layers
-    # This width is that of SDXL's second text encoder.
-    return {re.sub(r"^text_encoder\.", "text_encoder_2.", layer): factors for layer, factors in layers.items()}
+    return scale_of
 
 
 def tensors(layer: str, factors: Factors) -> dict[str, Tensor]:
     """The tensors of a layer in an `adapter_model.safetensors` that `PeftModel.from_pretrained` reads."""
-    stem = f"base_model.model.{layer.removeprefix('unet.')}"
+    stem = f"base_model.model.{layer.removeprefix('unet.').removeprefix('transformer.')}"
     return {f"{stem}.lora_A.weight": factors.down, f"{stem}.lora_B.weight": factors.up}
 
 
 def adapter_config(layers: Layers) -> dict[str, Any]:
-    """The content of `adapter_config.json`; raises `UserError` if there is no layer of the UNet."""
-    unet = {layer.removeprefix("unet."): factors for layer, factors in layers.items() if layer.startswith("unet.")}
-    if not unet:
+    """The content of `adapter_config.json`; raises `UserError` if there is no layer of the UNet or transformer."""
+    parts = ((*layer.partition("."), factors) for layer, factors in layers.items())
+    main = {path: factors for component, _, path, factors in parts if component in MAIN}
+    if not main:
         raise UserError("a peft file is of the UNet, of which this adapter has no layer; save in another format")
-    return {"peft_type": "LORA", **configuration(unet)}
+    return {"peft_type": "LORA", **configuration(main)}
 
 
 def configuration(layers: Layers) -> dict[str, Any]:
