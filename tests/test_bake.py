@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import dense, encoder, lora, pipeline, single_file, unet, update, weights, write
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_cli import fails, run
 
-from lorarar.bake import parse
+from lorarar.bake import bake_files, parse
+from lorarar.extract import extract_files
 from lorarar.files import sha256
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.lora.checkpoint_file import Checkpoint
+from lorarar.resize import Size
+from tests.writers import TRANSFORMER_WRITERS, TRANSFORMERS, original_names, tiny
 
 
 @pytest.fixture
@@ -67,8 +70,6 @@ def test_updates_of_two_loras_are_added_with_their_weights(tmp_path: Path, whole
 def test_the_picture_of_the_baked_unet_is_that_of_the_lora(tmp_path: Path) -> None:
     from diffusers import UNet2DConditionModel
 
-    from lorarar.bake import bake_files
-
     unet().save_pretrained(tmp_path / "unet")
     lora(4, 1, encoders=False).save(tmp_path / "cat.safetensors")
     bake_files(tmp_path / "unet", [f"{tmp_path / 'cat.safetensors'}"], tmp_path / "baked")
@@ -83,6 +84,31 @@ def test_the_picture_of_the_baked_unet_is_that_of_the_lora(tmp_path: Path) -> No
             for model in (unet(), adapted, UNet2DConditionModel.from_pretrained(tmp_path / "baked"))
         )
     assert float((baked - with_lora).norm() / (with_lora - plain).norm()) < 1e-4
+
+
+@pytest.mark.parametrize("base", TRANSFORMERS)
+@pytest.mark.parametrize("names", ["diffusers", "original"])
+def test_transformers_are_baked_and_extracted(tmp_path: Path, base: str, names: str) -> None:
+    written = TRANSFORMER_WRITERS["diffusers"][0](base, 2, 1)
+    tensors = {key: tensor.float().clone() for key, tensor in tiny(base).state_dict().items()}
+    if names == "original":
+        for name, paths in original_names(base).items():
+            tensors[f"model.diffusion_model.{name}.weight"] = torch.cat([tensors.pop(f"{p}.weight") for p in paths])
+    whole, out = write(tmp_path / "base.safetensors", tensors), tmp_path / "out.safetensors"
+    save_file(written.tensors, tmp_path / "cat.safetensors")
+    bake_files(whole, [str(tmp_path / "cat.safetensors")], out)
+    before, after = dense(whole), dense(out)
+    truth = {name.removeprefix("transformer."): given.dense() for name, given in written.truth.items()}
+    truth = {name: matrix for name, matrix in truth.items() if not name.startswith("text_encoder")}
+    assert truth.keys() <= before.keys()
+    for layer, weight in before.items():
+        exact = weight + truth[layer].double() if layer in truth else weight
+        assert torch.allclose(after[layer], exact, atol=1e-6), layer
+    extract_files(out, whole, tmp_path / "back.safetensors", Size(rank=2))
+    found = Adapter.load(tmp_path / "back.safetensors").matrices
+    assert found.keys() == truth.keys()
+    for layer, matrix in truth.items():
+        assert (update(found[layer]) - matrix).norm() < 1e-5 * matrix.norm(), layer
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp8"])
