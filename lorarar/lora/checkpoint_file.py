@@ -198,17 +198,16 @@ def _stacks(keys: Mapping[str, Stored]) -> dict[str, dict[str, int]]:
 
     def fit(base: Base) -> tuple[int, int]:
         """How many names of the file the base has, and how many of these in its shapes."""
-        names = base.names["original"]
-        known = [(shape, names[name]) for name, shape in shapes.items() if name in names]
+        known = [(shape, names[base][name]) for name, shape in shapes.items() if name in names[base]]
         exact = [shape == (sum(base.shapes[p][0] for p in paths), base.shapes[paths[0]][1]) for shape, paths in known]
         return len(known), sum(exact)
 
-    candidates = [base for base in bases() if "original" in base.names]
-    best = max(candidates, key=fit)
-    own = max(len(shapes.keys() & base.names[""].keys()) for base in candidates)
-    if fit(best)[0] <= own:
+    # Layers with the same name in both are listed under it.
+    names = {base: base.names[""] | base.names["original"] for base in bases() if "original" in base.names}
+    best = max(names, key=fit)
+    if not any(name in names[best] and name not in best.names[""] for name in shapes):
         return {}
-    found = {name: {path: best.shapes[path][0] for path in paths} for name, paths in best.names["original"].items()}
+    found = {name: {path: best.shapes[path][0] for path in paths} for name, paths in names[best].items()}
     return {
         stem: found[name]
         for stem in dict.fromkeys(key.rpartition(".")[0] for key in keys)
