@@ -34,7 +34,7 @@ LAYERS = [
     ["lorarar.study"],
     ["lorarar.report"],
     ["lorarar.describe"],
-    ["lorarar.shipped", "lorarar.contents", "lorarar.api"],
+    ["lorarar.shipped", "lorarar.contents", "lorarar.api", "lorarar.resize", "lorarar.extract", "lorarar.bake"],
     ["lorarar.preview"],
     ["lorarar.cli"],
     ["slurm"],

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from lorarar.cli import bases, convert, doctor, generate, inspect, merge, methods, score, unseal
+from lorarar.cli import bake, bases, convert, doctor, extract, generate, inspect, merge, methods, resize, score, unseal
 from lorarar.cli.extras import extra_of
 from lorarar.errors import UserError
 from lorarar.study.cli import app as study
@@ -25,7 +25,7 @@ Look into a file: `lorarar inspect both.safetensors`
 Draw with the miniature: `lorarar generate dog8 glowing -o pictures`
 """,
 )
-for module in (merge, generate, inspect, doctor, methods, convert, score, unseal, bases):
+for module in (merge, generate, inspect, doctor, methods, convert, score, unseal, bases, resize, extract, bake):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.run)
 app.add_typer(study, name="study")
 

@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from lorarar.errors import UserError
-from lorarar.lora import container, kohya
+from lorarar.lora import base_models, container, kohya
+from lorarar.lora.bases import Base, bases
 from lorarar.lora.container import Stored
 
 
@@ -66,24 +68,34 @@ class Checkpoint:
         for file in _files(path):
             keys, metadata[file] = container.stored(file)
             component = _component(keys, file.parent.name if path.is_dir() else "")
+            stacks = _stacks(keys) if component in ("", "transformer") else {}
+            component = "" if stacks else component
             for key, place in keys.items():
                 if key.endswith((".scale_weight", ".weight_scale", ".absmax", ".quant_map")) or key == "scaled_fp8":
                     raise UserError(
                         f"{file}: {key} is a scale of quantised weights; give the checkpoint in fp16, bf16 or fp32"
                     )
-                name = _name(key, component)
+                stack, _, end = key.rpartition(".")
+                parts = stacks.get(stack, {})
+                name = f"{next(iter(parts))}.{end}" if len(parts) == 1 else key if parts else _name(key, component)
                 if name in tensors:
                     other = tensors[name]
                     raise UserError(
                         f"{path}: {other.key} of {other.file.name} is also {key} of {file.name}; give one of the files"
                     )
                 tensors[name] = place
-                layers |= _weights(name, place, component)
-            models |= {component} if component in _MODELS else {"unet"} & set(map(_model, keys))
+                if parts:
+                    layers |= _parts(name, place, parts) if end == "weight" else {}
+                else:
+                    layers |= _weights(name, place, component)
+            if stacks or component == "transformer":
+                models.add("transformer")
+            elif component == "unet" or any(map(_UNET.match, keys)):
+                models.add("unet")
         if not layers:
             raise UserError(
-                f"{path}: no layer of a UNet, transformer or CLIP text encoder by diffusers' or Stable Diffusion's "
-                f"original names, but {next(iter(tensors), 'nothing')}; give a base model's checkpoint"
+                f"{path}: no layer of a UNet, transformer or CLIP text encoder by diffusers' or original names, "
+                f"but {next(iter(tensors), 'nothing')}; give a base model's checkpoint"
             )
         if len(models) > 1:
             raise UserError(f"{path}: holds a UNet and a transformer; give the folder of one of them")
@@ -146,13 +158,9 @@ def _component(keys: Iterable[str], folder: str) -> str:
     starts = {key.partition(".")[0] for key in keys}
     if starts & {"down_blocks", "mid_block", "up_blocks"} and not starts & {"encoder", "decoder"}:
         return "unet"
-    if starts & {"transformer_blocks", "single_transformer_blocks"}:
+    if any(base_models.component(start) == "transformer" for start in starts):
         return "transformer"
     return "text_encoder" if "text_model" in starts else ""
-
-
-def _model(key: str) -> str:
-    return "unet" if _UNET.match(key) else ""
 
 
 def _name(key: str, component: str) -> str:
@@ -177,17 +185,58 @@ def _name(key: str, component: str) -> str:
     return key
 
 
+def _stacks(keys: Mapping[str, Stored]) -> dict[str, dict[str, int]]:
+    """The modules of a transformer by its original names: beginning of a key -> the layers whose rows it stacks.
+
+    Each layer has its rows in a base of full size, which tell its share. Empty if the names are diffusers' or unknown.
+    """
+    shapes = {
+        _UNET.sub("", stem, count=1): place.shape
+        for stem, _, end in (key.rpartition(".") for key in keys)
+        if end == "weight" and len((place := keys[f"{stem}.weight"]).shape) == 2
+    }
+
+    def fit(base: Base) -> tuple[int, int]:
+        """How many names of the file the base has, and how many of these in its shapes."""
+        known = [(shape, names[base][name]) for name, shape in shapes.items() if name in names[base]]
+        exact = [shape == (sum(base.shapes[p][0] for p in paths), base.shapes[paths[0]][1]) for shape, paths in known]
+        return len(known), sum(exact)
+
+    # Layers with the same name in both are listed under it.
+    names = {base: base.names[""] | base.names["original"] for base in bases() if "original" in base.names}
+    best = max(names, key=fit)
+    if not any(name in names[best] and name not in best.names[""] for name in shapes):
+        return {}
+    found = {name: {path: best.shapes[path][0] for path in paths} for name, paths in names[best].items()}
+    return {
+        stem: found[name]
+        for stem in dict.fromkeys(key.rpartition(".")[0] for key in keys)
+        # Halves of rows that change places are no layer of diffusers' in its own order.
+        if (name := _UNET.sub("", stem, count=1)) in found and not found[name].keys() & best.swapped
+    }
+
+
+def _parts(name: str, place: Stored, shares: Mapping[str, int]) -> dict[str, Weight]:
+    """The layers that a matrix stacks, each with its share of the rows; none if the shares are no whole rows."""
+    rows, whole = place.shape[0], sum(shares.values())
+    if len(place.shape) != 2 or any(rows * share % whole for share in shares.values()):
+        return {}
+    ends = [rows * end // whole for end in accumulate(shares.values(), initial=0)]
+    return {
+        layer: Weight(name, slice(*pair), (pair[1] - pair[0], *place.shape[1:]))
+        for layer, pair in zip(shares, pairwise(ends), strict=True)
+    }
+
+
 def _weights(name: str, place: Stored, component: str) -> dict[str, Weight]:
     """The layers whose weights a tensor holds: none, one, or three."""
     shape = place.shape
     if match := _FUSED.fullmatch(name):
-        third = shape[0] // 3
-        return {
-            f"{match[1]}self_attn.{part}_proj": Weight(name, slice(i * third, (i + 1) * third), (third, *shape[1:]))
-            for i, part in enumerate("qkv")
-        }
+        return _parts(name, place, {f"{match[1]}self_attn.{part}_proj": 1 for part in "qkv"})
     layer, _, end = name.rpartition(".")
-    known = end == "weight" and len(shape) in (2, 4) and place.dtype.is_floating_point
-    if not known or not (component == "transformer" or _LAYER.fullmatch(layer)):
-        return {}
-    return {layer: Weight(name, slice(None), shape)}
+    if component == "transformer":
+        known = len(shape) == 2
+    else:
+        known = len(shape) in (2, 4) and _LAYER.fullmatch(layer) is not None
+    known = known and end == "weight" and place.dtype.is_floating_point
+    return {layer: Weight(name, slice(None), shape)} if known else {}
