@@ -54,6 +54,14 @@ class Method:
     invariant: bool = True
     many: bool = False
 
+    def require(self, count: int) -> None:
+        """Raise `UserError` unless the method merges so many adapters."""
+        if not self.many and count != 2:
+            more = "`lorarar methods` tells which take many"
+            raise UserError(f"method {self.name}: takes two adapters, a content and a style, not {count}; {more}")
+        if count < 1:
+            raise UserError(f"method {self.name}: no adapter is left to merge; give one, or a weight other than 0")
+
     def merge(self, *adapters: Any, **options: Any) -> Any:
         """Merge adapters by the method's function.
 
@@ -62,10 +70,7 @@ class Method:
         UserError
             Their number does not fit the method, or whatever the function raises.
         """
-        if not (adapters if self.many else len(adapters) == 2):
-            wanted = "one adapter or more" if self.many else "two adapters, a content and a style"
-            more = "" if self.many else "; `lorarar methods` marks those that take more"
-            raise UserError(f"method {self.name}: takes {wanted}, not {len(adapters)}{more}")
+        self.require(len(adapters))
         module, _, name = self.function.partition(":")
         return getattr(import_module(module), name)(*adapters, **options)
 
