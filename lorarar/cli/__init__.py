@@ -6,7 +6,21 @@ import sys
 
 import typer
 
-from lorarar.cli import bake, bases, convert, doctor, extract, generate, inspect, merge, methods, resize, score, unseal
+from lorarar.cli import (
+    bake,
+    bases,
+    convert,
+    doctor,
+    extract,
+    generate,
+    inspect,
+    merge,
+    methods,
+    resize,
+    score,
+    sweep,
+    unseal,
+)
 from lorarar.cli.extras import extra_of
 from lorarar.errors import UserError
 from lorarar.study.cli import app as study
@@ -25,7 +39,7 @@ Look into a file: `lorarar inspect both.safetensors`
 Draw with the miniature: `lorarar generate dog8 glowing -o pictures`
 """,
 )
-for module in (merge, generate, inspect, doctor, methods, convert, score, unseal, bases, resize, extract, bake):
+for module in (merge, generate, inspect, doctor, methods, convert, score, unseal, bases, resize, extract, bake, sweep):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.run)
 app.add_typer(study, name="study")
 
