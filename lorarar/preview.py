@@ -75,7 +75,7 @@ def show(
     pocket = base is None
     if base is None:
         base = shipped.root() / "data/pocket/base"
-    prompt = prompt or _prompt(content, style)
+    prompt = prompt or prompt_of(content, style)
     if "lorarar" in methods and hypernet is None:
         if not pocket:
             raise UserError("method lorarar: needs a hypernetwork for this base; give --hypernet, or --method direct")
@@ -135,7 +135,13 @@ def _find(name: str) -> Path:
     return Path(name)
 
 
-def _prompt(content: str, style: str) -> str:
+def prompt_of(content: str, style: str) -> str:
+    """The prompt of a subject and a style of the examples.
+
+    Raises
+    ------
+    UserError : one of them is no example.
+    """
     try:
         catalog = Catalog.load(shipped.root())
         return catalog.pair_prompt(catalog.subjects[content], catalog.styles[style])

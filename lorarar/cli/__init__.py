@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from lorarar.cli import app as page
 from lorarar.cli import convert, doctor, generate, inspect, merge, methods, score
 from lorarar.cli.extras import extra_of
 from lorarar.errors import UserError
@@ -25,7 +26,7 @@ Look into a file: `lorarar inspect both.safetensors`
 Draw with the miniature: `lorarar generate dog8 glowing -o pictures`
 """,
 )
-for module in (merge, generate, inspect, doctor, methods, convert, score):
+for module in (merge, generate, inspect, doctor, methods, convert, score, page):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.run)
 app.add_typer(study, name="study")
 

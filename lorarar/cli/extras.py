@@ -10,6 +10,7 @@ ADDS = {
     "scoring": "judges pictures: CLIP-I, CLIP-T, DINO, MARS²",
     "server": "asks a judge behind an OpenAI-compatible server",
     "study": "lets people compare pictures in their browsers",
+    "app": "merges in the browser: `lorarar app`",
     "pocket": "has the miniature base model and its example LoRAs",
     "benchmark": "runs the whole pipeline in a clone of the repository",
 }
