@@ -58,26 +58,26 @@ def tags(metadata: Mapping[str, str]) -> dict[str, dict[str, int]]:
         return {}
 
 
-def merged(
-    content: Mapping[str, str], style: Mapping[str, str], *, base: str | None, rank: int, title: str, files: list[str]
-) -> dict[str, str]:
-    """Metadata of a merge of two files: what both say, and what other programs read.
+def merged(*parents: Mapping[str, str], base: str | None, rank: int, title: str, files: list[str]) -> dict[str, str]:
+    """Metadata of a merge of several files: what all say, and what other programs read.
 
     Parameters
     ----------
+    parents : metadata of each file; the first is the content's.
     base : a key of `BASES`, or None if none of them is sure.
     rank : the largest rank of its layers; factors carry alpha, so that alpha = rank.
-    files : names of the two files.
+    files : names of the files.
     """
-    kept = {key: value for key, value in content.items() if style.get(key) == value}
+    content = parents[0]
+    kept = {key: value for key, value in content.items() if all(one.get(key) == value for one in parents)}
     kept = {key: value for key, value in kept.items() if key not in HASHES and not key.startswith("lorarar.")}
     kept |= {"modelspec.sai_model_spec": "1.0.0", "modelspec.title": title, "modelspec.merged_from": ", ".join(files)}
     kept |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
-    if phrases := list(dict.fromkeys([*triggers(content), *triggers(style)])):
+    if phrases := list(dict.fromkeys(phrase for one in parents for phrase in triggers(one))):
         kept["modelspec.trigger_phrase"] = ", ".join(phrases)
-    if table := tags(content) | tags(style):
+    if table := {name: words for one in parents for name, words in tags(one).items()}:
         kept["ss_tag_frequency"] = json.dumps(table, sort_keys=True, ensure_ascii=False)
-    words = [text for one in (content, style) if (text := one.get("modelspec.tags"))]
+    words = [text for one in parents if (text := one.get("modelspec.tags"))]
     if words:
         kept["modelspec.tags"] = ", ".join(dict.fromkeys(", ".join(words).split(", ")))
     if base:

@@ -15,7 +15,7 @@ from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
 from lorarar.merging.klora import Schedule
-from lorarar.merging.registry import METHODS
+from lorarar.merging.registry import methods as known_methods
 from lorarar.pictures import Picture
 
 GUIDANCE = {True: 1.5, False: 7.5}
@@ -84,13 +84,14 @@ def show(
     for method in methods:
         begun = time.monotonic()
         options: dict[str, Any] = {"hypernet": hypernet} if method == "lorarar" else {}
-        merged[method] = merge(files[0], files[1], method, **options), time.monotonic() - begun
+        merged[method] = merge(*files, method=method, **options), time.monotonic() - begun
     backbone = Backbone.load(base)
+    titles = {name: row.title for name, row in known_methods().items()}
     rows, notes, weight = [], [], GUIDANCE[pocket] if guidance is None else guidance
     with tqdm(total=len(merged) * number, unit="picture") as bar:
         for method, (adapter, seconds) in merged.items():
             begun, made = time.monotonic(), list[Picture]()
-            bar.set_description(METHODS[method].title)
+            bar.set_description(titles[method])
             for start in range(0, number, 4):
                 seeds = [seed + index for index in range(start, min(start + 4, number))]
                 made += generate(
@@ -99,9 +100,9 @@ def show(
                 bar.update(len(seeds))
             for index, picture in enumerate(made):
                 pictures.write(out / method / f"{index:02}.png", picture)
-            rows.append((METHODS[method].title, made))
+            rows.append((titles[method], made))
             made_in = f"merged in {seconds:.2f} s, {number} pictures in {time.monotonic() - begun:.1f} s"
-            notes.append(f"{METHODS[method].title}: {made_in}")
+            notes.append(f"{titles[method]}: {made_in}")
     notes.append(f"prompt: {prompt}")
     _overview(out / "overview.webp", content, style, rows, seed)
     return notes

@@ -13,6 +13,7 @@ import torch
 
 import lorarar
 from lorarar.lora.adapter import Adapter
+from lorarar.recipe import Part, Recipe
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples/pocket"
@@ -80,9 +81,11 @@ CALLS = {
     "save": SAVE,
     "again": SAVE,
     "replace": SAVE | {"replace": True, "options": "density=0.4\nseed=4"},
+    "scaled": {"method": "nplora", "style_weight": 0.5, "content_blocks": "mid_block=0\nup_blocks=2", "model": "S"},
     "hypernet": {"method": "lorarar", "hypernet": "hypernet.safetensors", "model": "H"},
     "elsewhere": {"save_as": "../elsewhere"},
-    "weights": {"method": "nplora", "style_weight": 0.5},
+    "blocks": {"content_blocks": "up_blocks.7=0.5"},
+    "factor": {"style_blocks": "mid_block"},
     "value": {"method": "ties", "options": "density=2"},
     "form": {"method": "ties", "options": "nonsense"},
     "no hypernet": {"method": "lorarar"},
@@ -115,12 +118,12 @@ def reports(home: Path) -> dict[str, dict]:
     return dict(zip(["node", *CALLS], map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-def assert_same(file: Path, method: str, **options: object) -> None:
+def assert_same(file: Path, method: str, parts: tuple = (), **options: object) -> None:
     """The file holds the very factors of `lorarar.merge` in its own precision, under names that ComfyUI reads whole."""
     found = Adapter.load(file)
     (dtype,) = {factors.down.dtype for factors in found.matrices.values()}
     files = EXAMPLES / "dog8.safetensors", EXAMPLES / "glowing.safetensors"
-    wanted = lorarar.merge(*files, method, dtype=dtype, **options)
+    wanted = lorarar.merge(*(parts or files), method=None if parts else method, dtype=dtype, **options)
     assert isinstance(wanted, Adapter) and found.format == "kohya" and dtype == torch.float16
     assert found.matrices.keys() == wanted.matrices.keys()
     for name, factors in wanted.matrices.items():
@@ -145,6 +148,11 @@ def test_it_patches_a_model_with_the_merge(reports: dict[str, dict], home: Path)
     assert_same(home / "M patched by 0.9.safetensors", "direct", weights=(0.8, 0.5))
     assert reports["clip"]["result"][:2] == ["N patched by 1.0", "C patched by 1.0"]
     assert_same(home / "N patched by 1.0.safetensors", "average")
+    parts = (
+        Part("content", EXAMPLES / "dog8.safetensors", blocks={"mid_block": 0, "up_blocks": 2}),
+        Part("style", EXAMPLES / "glowing.safetensors", 0.5),
+    )
+    assert_same(home / "S patched by 1.0.safetensors", "nplora", parts=(Recipe(parts, "nplora"),))
     assert len(reports["hypernet"]["changed"]) == 3
     assert_same(home / "H patched by 1.0.safetensors", "lorarar", hypernet=EXAMPLES / "hypernet.safetensors")
 
@@ -161,7 +169,8 @@ def test_it_saves_without_a_model_and_replaces_only_when_told(reports: dict[str,
     "call, message",
     [
         ("elsewhere", "save_as ../elsewhere: give a plain name"),
-        ("weights", "method nplora: has no weights"),
+        ("blocks", "content.blocks.up_blocks.7: fits no layer"),
+        ("factor", "style_blocks mid_block: write it as BLOCK=FACTOR"),
         ("value", "density 2"),
         ("form", "NAME=VALUE"),
         ("no hypernet", "needs a trained hypernetwork"),

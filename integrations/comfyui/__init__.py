@@ -10,12 +10,13 @@ import folder_paths
 
 try:
     from lorarar import describe
-    from lorarar.api import merge_files
+    from lorarar.api import merge_recipe
     from lorarar.cli.options import parse_settings
     from lorarar.errors import UserError
     from lorarar.lora import base_models, formats
     from lorarar.lora.adapter import Adapter
-    from lorarar.merging.registry import METHODS
+    from lorarar.merging.registry import methods
+    from lorarar.recipe import Part, Recipe
 except ModuleNotFoundError as error:
     raise ImportError(f"{error.name} is not installed in ComfyUI's Python: see README.md in {__file__}") from None
 
@@ -40,14 +41,15 @@ class MergeLoRAs:
     def INPUT_TYPES(cls) -> dict[str, dict[str, Any]]:
         """Inputs and widgets; the lists of files are read again when the page is refreshed."""
         files = folder_paths.get_filename_list("loras")
-        methods = [row.name for row in METHODS.values() if not row.schedule and row.needs != "base+images"]
+        names = [row.name for row in methods().values() if not row.schedule and row.needs != "base+images"]
         weight = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
+        blocks = {"default": "", "multiline": True, "tooltip": "Factors of blocks, one a line: up_blocks.0-1=0.5"}
         strength = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
         return {
             "required": {
                 "content": (files, {"tooltip": "LoRA of the subject."}),
                 "style": (files, {"tooltip": "LoRA of the style."}),
-                "method": (methods, {"default": "direct", "tooltip": "`lorarar methods` describes them."}),
+                "method": (names, {"default": "direct", "tooltip": "`lorarar methods` describes them."}),
                 "content_weight": ("FLOAT", weight),
                 "style_weight": ("FLOAT", weight),
                 "options": (
@@ -66,6 +68,8 @@ class MergeLoRAs:
                     [NONE, *folder_paths.get_filename_list(HYPERNETS)],
                     {"tooltip": f"For method lorarar: a trained hypernetwork in models/{HYPERNETS}."},
                 ),
+                "content_blocks": ("STRING", blocks),
+                "style_blocks": ("STRING", blocks),
             },
         }
 
@@ -91,6 +95,8 @@ class MergeLoRAs:
         model: Any = None,
         clip: Any = None,
         hypernet: str = NONE,
+        content_blocks: str = "",
+        style_blocks: str = "",
     ) -> dict[str, Any]:
         """Merges the files and patches `model` and `clip`.
 
@@ -101,22 +107,21 @@ class MergeLoRAs:
 
         Raises
         ------
-        UserError : as `lorarar merge`; a weight is given to a method without weights; or the name is no plain one.
+        UserError : as `lorarar merge`; or the name is no plain one.
         """
-        given = parse_settings(line.strip() for line in options.splitlines() if line.strip())
-        weights = (content_weight, style_weight)
-        if "weights" in METHODS[method].options:
-            defaults = METHODS[method].options["weights"]
-            given.setdefault("weights", tuple(w * d for w, d in zip(weights, defaults, strict=True)))
-        elif weights != (1.0, 1.0):
-            has = ", ".join(METHODS[method].options) or "none"
-            raise UserError(f"method {method}: has no weights; set both to 1 and use its options ({has})")
+        given = parse_settings(_lines(options))
         if hypernet != NONE:
             given["hypernet"] = _path(HYPERNETS, hypernet)
-        files = _path("loras", content), _path("loras", style)
+        parts = tuple(
+            Part(side, _path("loras", file), weight, blocks=_factors(f"{side}_blocks", blocks), where=side)
+            for side, file, weight, blocks in (
+                ("content", content, content_weight, content_blocks),
+                ("style", style, style_weight, style_blocks),
+            )
+        )
         with tempfile.TemporaryDirectory() as folder:
             out = _saved(save_as) if save_as.strip() else Path(folder, "merged.safetensors")
-            notes = merge_files(*files, out, method=method, format=_format(files[0]), force=replace, options=given)
+            notes = merge_recipe(Recipe(parts, method, given, _format(parts[0].source)), out, force=replace)
             if model is not None or clip is not None:
                 model, clip = _patched(model, clip, out, strength_model, strength_clip)
         text = "\n".join(notes)
@@ -129,6 +134,22 @@ def _patched(model: Any, clip: Any, file: Path, strength_model: float, strength_
 
     # In memory, not mapped: Windows deletes no file that is mapped.
     return load_lora_for_models(model, clip, load(file.read_bytes()), strength_model, strength_clip)
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _factors(widget: str, text: str) -> dict[str, float]:
+    """Factors of blocks from lines such as `up_blocks.0-1=0.5`."""
+    found = {}
+    for line in _lines(text):
+        name, _, value = line.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            raise UserError(f"{widget} {line}: write it as BLOCK=FACTOR, such as up_blocks.0-1=0.5") from None
+    return found
 
 
 def _format(file: Path) -> str:

@@ -6,17 +6,20 @@ import inspect
 import re
 from ast import literal_eval
 from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from lorarar.errors import UserError
 from lorarar.lora import formats
-from lorarar.merging.registry import METHODS, Method
+from lorarar.merging.registry import Method, methods
+from lorarar.recipe import Part, Recipe
 
 FORMATS = [name for name in formats.WRITERS if not formats.sidecars("merged.safetensors", name)]
 """Formats of one file: what a browser downloads."""
 
 
-def methods(hypernet: bool) -> list[dict[str, Any]]:
+def rows(hypernet: bool) -> list[dict[str, Any]]:
     """Rows for the page, without the methods whose inputs are not at hand.
 
     Parameters
@@ -24,36 +27,61 @@ def methods(hypernet: bool) -> list[dict[str, Any]]:
     hypernet : a trained hypernetwork is at hand.
     """
     needs = {"", "hypernet"} if hypernet else {""}
-    return [_row(method) for method in METHODS.values() if method.needs in needs]
+    return [_row(method) for method in methods().values() if method.needs in needs]
 
 
-def options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The page's values as the method takes them: lists become tuples where its default is one.
+def recipe(
+    files: tuple[Path, Path],
+    method: str,
+    weights: tuple[float, float],
+    given: Mapping[str, Any],
+    hypernet: Path | None,
+    format: str | None = None,
+    dtype: str | None = None,
+) -> Recipe:
+    """The merge that the page asks for: lists become tuples, as options have them.
 
     Raises
     ------
-    UserError : the method is unknown, or has no such option; a path, such as that of a hypernetwork, is none.
+    UserError
+        The method or format is unknown, or it has no such option; a path, such as that of a hypernetwork, is none.
     """
-    if method not in METHODS:
-        raise UserError(f"method {method}: unknown; choose one of {', '.join(METHODS)}")
-    known = METHODS[method].options
+    if method not in methods():
+        raise UserError(f"method {method}: unknown; choose one of {', '.join(methods())}")
+    if format and format not in FORMATS:
+        raise UserError(f"format {format}: choose one of {', '.join(FORMATS)}")
+    row = methods()[method]
+    known = _options(row)
     for name in given:
-        if name not in known or name == "hypernet":
+        if name not in known:
             raise UserError(f"method {method}: has no option {name}; it has {', '.join(known) or 'none'}")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if row.needs == "hypernet" and hypernet:
+        options["hypernet"] = hypernet
+    parts = tuple(
+        Part(side, file, weight, where=side)
+        for side, file, weight in zip(("content", "style"), files, weights, strict=True)
+    )
+    return Recipe(parts, method, options, format, dtype)
+
+
+def _options(method: Method) -> dict[str, Any]:
+    """The options that the page shows; the files have the weights."""
+    return {name: value for name, value in method.options.items() if name not in ("weights", "hypernet")}
 
 
 def _row(method: Method) -> dict[str, Any]:
-    parameters = inspect.signature(method.merge).parameters
-    given = {name: default for name, default in method.options.items() if name != "hypernet"}
+    module, _, name = method.function.partition(":")
+    parameters = inspect.signature(getattr(import_module(module), name)).parameters
     return {
         "name": method.name,
         "title": method.title,
         "paper": method.paper,
         "kind": "schedule" if method.schedule else "exact" if method.exact else "approximated",
+        "weighs": "weights" in method.options,
         "options": [
             {"name": name, "default": default, "choices": _choices(parameters[name].annotation)}
-            for name, default in given.items()
+            for name, default in _options(method).items()
         ],
     }
 

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from lorarar import describe, preview
-from lorarar.api import merge, merge_files
+from lorarar.api import merge, merge_recipe
 from lorarar.app import choices
 from lorarar.app.drawing import Artist
 from lorarar.app.sessions import Job, Refusal, Session, Sessions, Side
@@ -31,7 +31,8 @@ from lorarar.contents import compare, contents
 from lorarar.errors import UserError
 from lorarar.lora import base_models, formats
 from lorarar.lora.adapter import Adapter
-from lorarar.merging.registry import METHODS
+from lorarar.merging.klora import Schedule
+from lorarar.merging.registry import methods
 from lorarar.version import __version__
 from lorarar.web import TYPES, Guard, failure, listen
 
@@ -39,6 +40,9 @@ SMALL = 1 << 16
 """Largest body of a request that is no file, in bytes."""
 SPARE = 1 << 30
 """Bytes that stay free on the disk."""
+
+
+Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
@@ -50,10 +54,11 @@ class Example(Strict):
 
 
 class Wanted(Strict):
-    """A merge: the method, its options, and the form of the file."""
+    """A merge: the method, its options, the weights of both files, and the form of the result."""
 
     method: str
     options: dict[str, Any] = {}
+    weights: tuple[Weight, Weight] = (1.0, 1.0)
     format: str | None = None
     dtype: str | None = None
 
@@ -64,6 +69,7 @@ class Sitting(Strict):
     of: Literal["merge", "content", "style", "base"]
     method: str = "direct"
     options: dict[str, Any] = {}
+    weights: tuple[Weight, Weight] = (1.0, 1.0)
     prompt: Annotated[str, Field(max_length=1000)]
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     steps: Annotated[int, Field(ge=1, le=100)] = 25
@@ -103,7 +109,7 @@ def create_app(
     pages = files("lorarar.app") / "pages"
     static = {page.name: page.read_bytes() for page in pages.iterdir() if Path(page.name).suffix in TYPES}
     page = (pages / "app.html").read_text(encoding="utf-8")
-    rows = choices.methods(hypernet is not None)
+    rows = choices.rows(hypernet is not None)
 
     @app.get("/")
     async def root() -> Response:
@@ -180,21 +186,19 @@ def create_app(
     @app.post("/api/{token}/merge")
     async def combine(token: str, wanted: Wanted) -> dict[str, Any]:
         session = sessions[token]
-        pair, given = session.pair(), _options(wanted.method, wanted.options, hypernet)
-        if wanted.format and wanted.format not in choices.FORMATS:
-            raise UserError(f"format {wanted.format}: choose one of {', '.join(choices.FORMATS)}")
+        pair = session.pair()
+        # Of peft's layout, which is two files, nobody can download one.
+        asked = wanted.format or (None if session.shown["content"]["format"] in choices.FORMATS else "diffusers")
+        schedule = methods()[wanted.method].schedule if wanted.method in methods() else False
+        recipe = choices.recipe(
+            pair, wanted.method, wanted.weights, wanted.options, hypernet, None if schedule else asked, wanted.dtype
+        )
 
         def work(job: Job) -> dict[str, Any]:
             _room(session, sum(file.stat().st_size for file in pair))
             name = f"{pair[0].stem}+{pair[1].stem}.{wanted.method}.safetensors"
             job.file = session.folder / "merged" / job.token / name
-            # Of peft's layout, which is two files, nobody can download one.
-            format = wanted.format or (None if Adapter.load(pair[0]).format in choices.FORMATS else "diffusers")
-            schedule = METHODS[wanted.method].schedule
-            notes = merge_files(
-                *pair, job.file, method=wanted.method, format=None if schedule else format, dtype=wanted.dtype,
-                options=given,
-            )  # fmt: skip
+            notes = merge_recipe(recipe, job.file)
             return {"name": name, "bytes": job.file.stat().st_size, "notes": list(map(session.plain, notes))}
 
         return _told(sessions, sessions.submit(session, "merge", work))
@@ -207,12 +211,12 @@ def create_app(
         if not sitting.prompt.strip():
             raise UserError("prompt: empty; give the words the LoRAs were trained on, such as 'a sks cat in oil style'")
         pair = session.pair()
-        given = _options(sitting.method, sitting.options, hypernet) if sitting.of == "merge" else {}
+        recipe = choices.recipe(pair, sitting.method, sitting.weights, sitting.options, hypernet)
 
         def work(job: Job) -> dict[str, Any]:
-            adapter = None
+            adapter: Adapter | Schedule | None = None
             if sitting.of == "merge":
-                adapter = merge(*pair, sitting.method, **given)
+                adapter = merge(recipe)
             elif sitting.of != "base":
                 adapter = Adapter.load(session.files[sitting.of])
             picture = artist.draw(adapter, sitting.prompt, sitting.seed, sitting.steps)
@@ -333,14 +337,6 @@ def _compared(pair: tuple[Path, Path]) -> dict[str, Any]:
     base_models.same(*(adapter.layers for adapter in adapters), names=[file.name for file in pair])
     found = compare(*adapters)
     return asdict(found) | {"warnings": found.warnings}
-
-
-def _options(method: str, given: dict[str, Any], hypernet: Path | None) -> dict[str, Any]:
-    """The options of a method, with the hypernetwork that this server has."""
-    found = choices.options(method, given)
-    if METHODS[method].needs == "hypernet" and hypernet:
-        found["hypernet"] = hypernet
-    return found
 
 
 def _prompt(session: Session) -> str:

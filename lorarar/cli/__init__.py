@@ -7,7 +7,7 @@ import sys
 import typer
 
 from lorarar.cli import app as page
-from lorarar.cli import convert, doctor, generate, inspect, merge, methods, score
+from lorarar.cli import convert, doctor, generate, inspect, merge, methods, score, sweep
 from lorarar.cli.extras import extra_of
 from lorarar.errors import UserError
 from lorarar.study.cli import app as study
@@ -26,7 +26,7 @@ Look into a file: `lorarar inspect both.safetensors`
 Draw with the miniature: `lorarar generate dog8 glowing -o pictures`
 """,
 )
-for module in (merge, generate, inspect, doctor, methods, convert, score, page):
+for module in (merge, sweep, generate, inspect, doctor, methods, convert, score, page):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.run)
 app.add_typer(study, name="study")
 

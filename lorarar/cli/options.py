@@ -70,7 +70,12 @@ def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise UserError(f"--set {text}: write it as NAME=VALUE, such as density=0.5")
+    return name, literal(value)
+
+
+def literal(text: str) -> Any:
+    """The Python literal that a text is, or else the text."""
     try:
-        return name, literal_eval(value)
+        return literal_eval(text)
     except (ValueError, SyntaxError):
-        return name, value
+        return text

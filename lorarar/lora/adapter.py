@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,19 @@ class Adapter:
     def computed(self) -> Adapter:
         """The same adapter with all layers in memory, for those who need them more than once."""
         return replace(self, layers=computed(self.layers), others=computed(self.others))
+
+    def scaled(self, factor: Callable[[str], float]) -> Adapter:
+        """The same adapter in memory, each update times the factor of its name, `<component>.<path>`; none times 0."""
+        names = iter(self._all())
+
+        def part(layers: Mapping[str, Factors]) -> dict[str, Factors]:
+            found = {}
+            for path, (down, up) in computed(layers).items():
+                if scale := factor(next(names)):
+                    found[path] = Factors(down, up if scale == 1 else up.float() * scale)
+            return found
+
+        return replace(self, layers=part(self.layers), others=part(self.others))
 
     def check(self, source: str) -> None:
         """Raise `UserError` if a factor holds NaN or infinity; `source` names the adapter. Reads every value."""

@@ -36,7 +36,7 @@ def merge(
     """
     require("content_blocks", content_blocks, _fits, "paths, as in ('mid_block', 'up_blocks.0.attentions.0')")
     require("style_blocks", style_blocks, _fits, "paths, as in ('mid_block', 'up_blocks.0.attentions.0')")
-    list(columns.pairs(content, style))  # shapes are checked in all layers, not only in those that stay
+    list(columns.aligned(content, style))  # shapes are checked in all layers, not only in those that stay
     kept = (_inside(content, content_blocks, "content"), _inside(style, style_blocks, "style"))
     return columns.merge(*kept, {}, dtype=dtype)
 

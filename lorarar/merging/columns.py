@@ -4,13 +4,12 @@ Scaling columns of up @ down scales only columns of down, so the merge is exactl
 
     dW_m = [up_c up_s] [down_c diag(m_c); down_s diag(m_s)],
 
-a standard LoRA of rank r_c + r_s, and no dW is ever formed.
+a standard LoRA of rank r_c + r_s, and no dW is ever formed. Any number of adapters is added in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from operator import add
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -54,78 +53,100 @@ def merge(
     UserError
         The adapters were made for different base models.
     """
+    return weighted(content, style, weights=default, coefficients=coefficients, dtype=dtype)
 
-    def merge_layer(path: str, c: Factors, s: Factors) -> Factors:
-        return concatenate(c, s, *coefficients.get(path, default), dtype=dtype)
 
-    return merge_layers(merge_layer, content, style, dtype)
+def weighted(
+    *adapters: Adapter,
+    weights: Sequence[float],
+    coefficients: Mapping[str, Sequence[Tensor]] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Adapter:
+    """Add the updates of any number of adapters, exactly: the sum of w_i dW_i, of the sum of their ranks.
+
+    Parameters
+    ----------
+    weights
+        A weight for each adapter.
+    coefficients
+        Layer -> one coefficient for each adapter, () or (n_in,), in the place of `weights`.
+
+    Raises
+    ------
+    UserError
+        The adapters were made for different base models.
+    """
+    special = coefficients or {}
+
+    def merge_layer(path: str, *parts: Factors) -> Factors:
+        return concatenate(*parts, weights=special.get(path, weights), dtype=dtype)
+
+    return merge_layers(merge_layer, *adapters, dtype=dtype)
 
 
 def merge_layers(
-    merge_layer: Callable[[str, Factors, Factors], Factors],
-    content: Adapter,
-    style: Adapter,
+    merge_layer: Callable[..., Factors],
+    *adapters: Adapter,
     dtype: torch.dtype,
-    rank: Callable[[int, int], int] = add,
+    rank: Callable[[Iterable[int]], int] = sum,
 ) -> Adapter:
-    """Merge lazily each layer that either adapter has; an absent layer counts as rank 0.
+    """Merge lazily each layer that any adapter has; an absent layer counts as rank 0.
 
     Parameters
     ----------
     merge_layer
-        (name in `Adapter.matrices`, content's factors, style's) -> the merged ones, in `dtype`, all of matrices.
+        (name in `Adapter.matrices`, factors of the first adapter, of the second, ...) -> the merged ones, in `dtype`,
+        all of matrices.
     rank
-        (r_c, r_s) -> rank of the merged layer.
+        The ranks of a layer -> the rank of the merged layer.
 
     Returns
     -------
     Adapter
-        Lazy; layers have the shapes that they have in the content, or else in the style.
+        Lazy; layers have the shapes that they have in the first adapter which has them.
 
     Raises
     ------
     UserError
         The adapters were made for different base models.
     """
-    both = {name: (c, s) for name, c, s in pairs(content, style)}
-    blanks = {name: _empty(c, s, rank(c.rank, s.rank), dtype, "meta") for name, (c, s) in both.items()}
-    return Adapter.from_matrices(Lazy(blanks, lambda name: merge_layer(name, *both[name])), content, style)
+    layers = {name: parts for name, *parts in aligned(*adapters)}
+    blanks = {name: _empty(parts, rank(part.rank for part in parts), dtype, "meta") for name, parts in layers.items()}
+    return Adapter.from_matrices(Lazy(blanks, lambda name: merge_layer(name, *layers[name])), *adapters)
 
 
 def concatenate(
-    content: Factors,
-    style: Factors,
-    m_c: Tensor | float = 1.0,
-    m_s: Tensor | float = 1.0,
-    *,
-    dtype: torch.dtype = torch.float32,
+    *parts: Factors, weights: Sequence[Tensor | float] | None = None, dtype: torch.dtype = torch.float32
 ) -> Factors:
-    """[up_c up_s] [down_c diag(m_c); down_s diag(m_s)], with coefficients (n_in,) or constants."""
+    """[up_1 up_2 ...] [down_1 diag(m_1); down_2 diag(m_2); ...], with coefficients (n_in,) or constants, or all 1."""
     # Written into place: at SDXL's size a further copy of everything would take most of the time.
-    down, up = merged = _empty(content, style, content.rank + style.rank, dtype, content.down.device)
-    down[: content.rank] = content.down.float() * m_c
-    down[content.rank :] = style.down.float() * m_s
-    up[:, : content.rank] = content.up
-    up[:, content.rank :] = style.up
+    down, up = merged = _empty(parts, sum(part.rank for part in parts), dtype, parts[0].down.device)
+    start = 0
+    for part, weight in zip(parts, weights or [1.0] * len(parts), strict=True):
+        end = start + part.rank
+        down[start:end] = part.down.float() * weight
+        up[:, start:end] = part.up
+        start = end
     return merged
 
 
-def pairs(content: Adapter, style: Adapter) -> Iterator[tuple[str, Factors, Factors]]:
-    """Each of the `matrices` that either adapter has, by name, with rank-0 factors where one has none.
+def aligned(*adapters: Adapter) -> Iterator[tuple[str, *tuple[Factors, ...]]]:
+    """Each of the `matrices` that any adapter has: its name, and its factors in each, of rank 0 where one has none.
 
     Raises
     ------
     UserError
         The adapters were made for different base models.
     """
-    ours, theirs = content.matrices, style.matrices
-    for name in sorted(ours.keys() | theirs.keys()):
-        c = ours.get(name) or _nothing_like(theirs[name])
-        s = theirs.get(name) or _nothing_like(ours[name])
-        if _shape(c) != _shape(s):
-            shapes = " and ".join(" x ".join(map(str, _shape(factors))) for factors in (c, s))
-            raise UserError(f"layer {name} is {shapes} in the two adapters: merge adapters of one base model")
-        yield name, c, s
+    every = [adapter.matrices for adapter in adapters]
+    for name in sorted(set().union(*every)):
+        found = [matrices.get(name) for matrices in every]
+        known = [factors for factors in found if factors]
+        if len(shapes := list(dict.fromkeys(map(_shape, known)))) > 1:
+            listed = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
+            number = "two" if len(adapters) == 2 else str(len(adapters))
+            raise UserError(f"layer {name} is {listed} in the {number} adapters: merge adapters of one base model")
+        yield name, *(factors or _nothing_like(known[0]) for factors in found)
 
 
 def save(path: Path | str, coefficients: Mapping[str, tuple[Tensor, Tensor]], metadata: Mapping[str, str]) -> None:
@@ -149,11 +170,11 @@ def load(path: Path | str) -> Coefficients:
     return coefficients
 
 
-def _empty(content: Factors, style: Factors, rank: int, dtype: torch.dtype, device: torch.device | str) -> Factors:
+def _empty(parts: Sequence[Factors], rank: int, dtype: torch.dtype, device: torch.device | str) -> Factors:
     """Factors of a rank with no numbers in them yet."""
     return Factors(
-        torch.empty(rank, content.down.shape[1], dtype=dtype, device=device),
-        torch.empty(len(content.up), rank, dtype=dtype, device=device),
+        torch.empty(rank, parts[0].down.shape[1], dtype=dtype, device=device),
+        torch.empty(len(parts[0].up), rank, dtype=dtype, device=device),
     )
 
 

@@ -1,13 +1,16 @@
-"""Merges in bases that both adapters share: exact LoRAs of rank r_c + r_s, whatever a matrix between the bases is.
+"""Merges in bases that all adapters share: exact LoRAs of the sum of the ranks, whatever a matrix between the bases is.
 
-All depend on the two updates alone, and not on how B and A split them: each update is decomposed first, and its
+All depend on the updates alone, and not on how B and A split them: each update is decomposed first, and its
 balanced factors are B = U sqrt(sigma) and A = sqrt(sigma) V^T. Bases are found in float64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import inf
+from operator import mul
 from typing import Literal
 
 import torch
@@ -17,64 +20,58 @@ from torch.nn.functional import pad
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merging.entries import Majority, Rule
 from lorarar.merging.layerwise import merge_layerwise
-from lorarar.merging.options import require, require_weights
+from lorarar.merging.options import require, weights_of
 from lorarar.merging.svd import decompose
 from lorarar.randomness import generator
 
 Bases = Literal["core", "knots"]
 
 
-def add(
-    content: Adapter,
-    style: Adapter,
-    *,
-    weights: tuple[float, float] = (1.0, 1.0),
-    dtype: torch.dtype = torch.float32,
-) -> Adapter:
-    """w_c dW_c + w_s dW_s by way of the core space of `Sparse`: the direct merge, with balanced factors.
+def add(*adapters: Adapter, weights: Sequence[float] | None = None, dtype: torch.dtype = torch.float32) -> Adapter:
+    """The sum of w_i dW_i by way of the core space of `Sparse`: the direct merge, with balanced factors.
 
     Raises `UserError` if a weight is no number, or the adapters were made for different base models.
     """
-    require_weights("weights", weights)
+    scales = weights_of(weights, len(adapters))
 
-    def merge_layer(path: str, c: Factors, s: Factors) -> Factors:
-        up, (m_c, m_s), down = _core(c, s)
-        return _balanced(up, weights[0] * m_c + weights[1] * m_s, down, c.rank + s.rank)
+    def merge_layer(path: str, *parts: Factors) -> Factors:
+        up, matrices, down = _core(*parts)
+        return _balanced(up, reduce(torch.add, map(mul, scales, matrices)), down, _rank(parts))
 
-    return merge_layerwise(merge_layer, content, style, dtype)
+    return merge_layerwise(merge_layer, *adapters, dtype=dtype)
 
 
 @dataclass(frozen=True)
 class Sparse(Rule):
-    """A sparse merge, such as TIES, of the two updates as matrices between common bases.
+    """A sparse merge, such as TIES, of the updates as matrices between common bases.
 
     Attributes
     ----------
     bases
-        "core" is Core Space (arXiv 2509.17786): U holds the left singular vectors of [B_c B_s], V the right ones of
-        [A_c; A_s], and dW = U merge(U^T dW_c V, U^T dW_s V) V^T. "knots" is KnOTS (arXiv 2410.19735): U holds the left
-        singular vectors of [dW_c dW_s], and dW = U merge(U^T dW_c, U^T dW_s).
+        "core" is Core Space (arXiv 2509.17786): U holds the left singular vectors of [B_1 B_2 ...], V the right ones
+        of [A_1; A_2; ...], and dW = U merge(U^T dW_1 V, U^T dW_2 V, ...) V^T. "knots" is KnOTS (arXiv 2410.19735): U
+        holds the left singular vectors of [dW_1 dW_2 ...], and dW = U merge(U^T dW_1, U^T dW_2, ...).
     """
 
     bases: Bases
 
     def __call__(
         self,
-        content: Adapter,
-        style: Adapter,
-        *,
+        *adapters: Adapter,
         density: float = 0.5,
-        weights: tuple[float, float] = (1.0, 1.0),
+        weights: Sequence[float] | None = None,
         majority: Majority | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Adapter:
-        """Merge two adapters.
+        """Merge any number of adapters.
 
         Parameters
         ----------
         density
             The share of a matrix's entries that stay, in (0, 1], layer by layer.
+        weights
+            A weight for each adapter, as in `sparse.Sparse`; None is 1 for each.
         majority
             The sign is elected by "total" magnitude, the default, or by the "frequency" of signs. Only TIES and
             DARE-TIES take it.
@@ -86,24 +83,30 @@ class Sparse(Rule):
         UserError
             An option is out of range or has no meaning here, or the adapters were made for different base models.
         """
-        self.check(density, weights, majority, seed)
+        self.check(density, majority, seed)
+        scales = weights_of(weights, len(adapters))
 
-        def merge_layer(path: str, c: Factors, s: Factors) -> Factors:
-            up, matrices, down = _core(c, s) if self.bases == "core" else _knots(c, s)
-            pair = [matrix.float() for matrix in matrices]
-            merged = self.merge(
-                pair, weights, density=density, majority=majority, random=generator(seed, *path.encode())
-            )
-            return _balanced(up, merged.double(), down, c.rank + s.rank)
+        def merge_layer(path: str, *parts: Factors) -> Factors:
+            up, matrices, down = _core(*parts) if self.bases == "core" else _knots(*parts)
+            random = generator(seed, *path.encode())
+            tensors = [matrix.float() for matrix in matrices]
+            merged = self.merge(tensors, scales, density=density, majority=majority, random=random)
+            return _balanced(up, merged.double(), down, _rank(parts))
 
-        return merge_layerwise(merge_layer, content, style, dtype)
+        return merge_layerwise(merge_layer, *adapters, dtype=dtype)
 
 
-def tsv(content: Adapter, style: Adapter, *, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Adapter:
-    """scale U' diag(sigma_c, sigma_s) V'^T: TSV-Merge (arXiv 2412.00081) of the whole updates.
+core_ties = Sparse("smallest", True, "core")
+core_dare = Sparse("random", False, "core")
+core_dare_ties = Sparse("random", True, "core")
+knots_ties = Sparse("smallest", True, "knots")
 
-    U' is the matrix with orthonormal columns that is nearest to [U_c U_s], and V' to [V_c V_s]; U_i sigma_i V_i^T is
-    dW_i. The paper cuts full-rank updates to a share of their rank; these have few enough directions.
+
+def tsv(*adapters: Adapter, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Adapter:
+    """scale U' diag(sigma_1, sigma_2, ...) V'^T: TSV-Merge (arXiv 2412.00081) of the whole updates.
+
+    U' is the matrix with orthonormal columns that is nearest to [U_1 U_2 ...], and V' to [V_1 V_2 ...]; U_i sigma_i
+    V_i^T is dW_i. The paper cuts full-rank updates to a share of their rank; these have few enough directions.
 
     Parameters
     ----------
@@ -117,17 +120,16 @@ def tsv(content: Adapter, style: Adapter, *, scale: float = 1.0, dtype: torch.dt
     """
     _require_scale(scale)
 
-    def merge_layer(path: str, c: Factors, s: Factors) -> Factors:
-        (u_c, sigma_c, vh_c), (u_s, sigma_s, vh_s) = _decompose(c), _decompose(s)
-        sigma = scale * torch.cat([sigma_c, sigma_s])
-        up, down = _orthonormal(torch.cat([u_c, u_s], 1)), _orthonormal(torch.cat([vh_c, vh_s]))
-        return _factors(up, sigma, down, c.rank + s.rank)
+    def merge_layer(path: str, *parts: Factors) -> Factors:
+        us, sigmas, vhs = zip(*map(_decompose, parts), strict=True)
+        up, down = _orthonormal(torch.cat(us, 1)), _orthonormal(torch.cat(vhs))
+        return _factors(up, scale * torch.cat(sigmas), down, _rank(parts))
 
-    return merge_layerwise(merge_layer, content, style, dtype)
+    return merge_layerwise(merge_layer, *adapters, dtype=dtype)
 
 
-def iso(content: Adapter, style: Adapter, *, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Adapter:
-    """scale mean(sigma) U V^T, where U sigma V^T is dW_c + dW_s: Iso-C (arXiv 2502.04959).
+def iso(*adapters: Adapter, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Adapter:
+    """scale mean(sigma) U V^T, where U sigma V^T is the sum of all dW_i: Iso-C (arXiv 2502.04959).
 
     Every direction of the sum gets the mean of its singular values, over those that are not zero.
 
@@ -143,28 +145,31 @@ def iso(content: Adapter, style: Adapter, *, scale: float = 1.0, dtype: torch.dt
     """
     _require_scale(scale)
 
-    def merge_layer(path: str, c: Factors, s: Factors) -> Factors:
-        down, up = torch.cat([c.down, s.down]), torch.cat([c.up, s.up], 1)
-        u, sigma, vh = _decompose(Factors(down, up))
+    def merge_layer(path: str, *parts: Factors) -> Factors:
+        downs, ups = zip(*parts, strict=True)
+        u, sigma, vh = _decompose(Factors(torch.cat(downs), torch.cat(ups, 1)))
         flat = scale * sigma.mean().expand(len(sigma)) if len(sigma) else sigma
-        return _factors(u, flat, vh, c.rank + s.rank)
+        return _factors(u, flat, vh, _rank(parts))
 
-    return merge_layerwise(merge_layer, content, style, dtype)
-
-
-def _core(c: Factors, s: Factors) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-    """U (m_out, k), the matrices U^T dW V (k, l) of both, and V^T (l, n_in)."""
-    (up_c, down_c), (up_s, down_s) = _roots(c), _roots(s)
-    u = _left(torch.cat([up_c, up_s], 1))
-    v = _left(torch.cat([down_c, down_s]).T)
-    return u, (u.T @ up_c @ (down_c @ v), u.T @ up_s @ (down_s @ v)), v.T
+    return merge_layerwise(merge_layer, *adapters, dtype=dtype)
 
 
-def _knots(c: Factors, s: Factors) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
-    """U (m_out, k), the matrices U^T dW (k, n_in) of both, and None for the other basis, which is the identity."""
-    (up_c, down_c), (up_s, down_s) = _roots(c), _roots(s)
-    u = _left(torch.cat([up_c @ _lower(down_c), up_s @ _lower(down_s)], 1))
-    return u, (u.T @ up_c @ down_c, u.T @ up_s @ down_s), None
+def _rank(parts: Iterable[Factors]) -> int:
+    return sum(part.rank for part in parts)
+
+
+def _core(*parts: Factors) -> tuple[Tensor, list[Tensor], Tensor]:
+    """U (m_out, k), the matrices U^T dW V (k, l) of all, and V^T (l, n_in)."""
+    ups, downs = zip(*map(_roots, parts), strict=True)
+    u, v = _left(torch.cat(ups, 1)), _left(torch.cat(downs).T)
+    return u, [u.T @ up @ (down @ v) for up, down in zip(ups, downs, strict=True)], v.T
+
+
+def _knots(*parts: Factors) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    """U (m_out, k), the matrices U^T dW (k, n_in) of all, and None for the other basis, which is the identity."""
+    roots = [_roots(part) for part in parts]
+    u = _left(torch.cat([up @ _lower(down) for up, down in roots], 1))
+    return u, [u.T @ up @ down for up, down in roots], None
 
 
 def _decompose(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lorarar.errors import UserError
-from lorarar.merging.options import require, require_weights
+from lorarar.merging.options import require
 
 Drop = Literal["smallest", "random"]
 Majority = Literal["total", "frequency"]
@@ -22,7 +23,7 @@ Majority = Literal["total", "frequency"]
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule by which two tensors become one.
+    """A rule by which tensors of one shape become one.
 
     Attributes
     ----------
@@ -38,14 +39,14 @@ class Rule:
 
     def merge(
         self,
-        pair: Sequence[Tensor],
+        tensors: Sequence[Tensor],
         weights: Sequence[float],
         *,
         density: float,
         majority: Majority | None = None,
         random: torch.Generator,
     ) -> Tensor:
-        """Merge two tensors of one shape, float32.
+        """Merge tensors of one shape, float32.
 
         Parameters
         ----------
@@ -58,19 +59,19 @@ class Rule:
             The stream of the random masks, on the CPU.
         """
         if density == 1:
-            kept = [tensor.clone() for tensor in pair]
+            kept = [tensor.clone() for tensor in tensors]
         elif self.drop == "smallest":
-            kept = [keep_largest(tensor, density) for tensor in pair]
+            kept = [keep_largest(tensor, density) for tensor in tensors]
         else:
-            kept = [keep_random(tensor, density, random) for tensor in pair]
-        if self.elects:
+            kept = [keep_random(tensor, density, random) for tensor in tensors]
+        if self.elects and len(kept) > 1:
             return elect(kept, weights, majority or "total")
-        return kept[0].mul_(weights[0]).add_(kept[1].mul_(weights[1])).add_(0.0)  # no zero is negative, as in peft
+        scaled = [tensor.mul_(weight) for tensor, weight in zip(kept, weights, strict=True)]
+        return reduce(Tensor.add_, scaled).add_(0.0)  # no zero is negative, as in peft
 
-    def check(self, density: Any, weights: Any, majority: Any, seed: Any) -> None:
+    def check(self, density: Any, majority: Any, seed: Any) -> None:
         """Raise `UserError` if an option is out of range, or elects a sign where the rule has none."""
         require("density", density, lambda share: 0 < share <= 1, "a share above 0 and up to 1")
-        require_weights("weights", weights)
         require("seed", seed, lambda number: isinstance(number, int), "a whole number")
         if self.elects:
             require("majority", majority, lambda name: name in (None, *get_args(Majority)), "total or frequency")
@@ -106,14 +107,14 @@ def keep_random(tensor: Tensor, density: float, random: torch.Generator) -> Tens
 
 
 def elect(kept: Sequence[Tensor], weights: Sequence[float], majority: Majority) -> Tensor:
-    """The mean, for each entry, of the weighted values of two tensors that have the sign of the majority.
+    """The mean, for each entry, of the weighted values of several tensors that have the sign of the majority.
 
     A zero has no sign, and a draw counts as positive. The tensors are overwritten.
     """
     signs = [tensor.sign() for tensor in kept]
-    elected = torch.add(*(kept if majority == "total" else signs)).ge_(0).mul_(2).sub_(1)
+    elected = reduce(torch.add, kept if majority == "total" else signs).ge_(0).mul_(2).sub_(1)
     agree = [sign.eq_(elected) for sign in signs]
     for tensor, weight, voice in zip(kept, weights, agree, strict=True):
         tensor.mul_(weight).mul_(voice)
-    voices = agree[0].add_(agree[1]).clamp_(min=1)
-    return kept[0].add_(kept[1]).div_(voices).add_(0.0)  # no zero is negative, as in peft
+    voices = reduce(Tensor.add_, agree).clamp_(min=1)
+    return reduce(Tensor.add_, kept).div_(voices).add_(0.0)  # no zero is negative, as in peft

@@ -15,7 +15,7 @@ from lorarar.device import gain_of_bfloat16
 from lorarar.errors import UserError
 from lorarar.lora import container
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merging.columns import Coefficients, pairs
+from lorarar.merging.columns import Coefficients, aligned
 from lorarar.parallel import Scratch, map_layers
 from lorarar.randomness import seeded
 
@@ -107,7 +107,7 @@ class HyperNetwork(nn.Module):
         if slow and not torch.is_grad_enabled():
             return copy.deepcopy(self).float().coefficients(content, style)
         guided = {
-            path: (c, s) for path, c, s in pairs(content, style) if c.rank and s.rank and ends_with(path, self.guided)
+            path: (c, s) for path, c, s in aligned(content, style) if c.rank and s.rank and ends_with(path, self.guided)
         }
         if not guided:
             raise UserError(f"the adapters share no layer that ends in {' or '.join(self.guided)}: nothing to guide")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import ChainMap, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, isfinite
@@ -28,35 +28,43 @@ ROUNDING = 1e-9
 
 @dataclass
 class Schedule:
-    """Two adapters, and for each layer which of them it comes from at which time.
+    """Two adapters or more, and for each layer which of them it comes from at which time.
 
     Attributes
     ----------
     turns
-        Layer that both have -> the progress of denoising, in [0, 1], at which it changes to the other adapter. It
-        starts as the content's; progress is the share of steps that are done.
+        Layer that several have -> the progress of denoising, in [0, 1], at which it changes to the next adapter that
+        has it, after the last to the first. It starts as the first's; progress is the share of steps that are done.
     metadata
         Free text that travels with the file.
+    more
+        Adapters after the content and the style.
     """
 
     content: Adapter
     style: Adapter
     turns: dict[str, tuple[float, ...]]
     metadata: dict[str, str] = field(default_factory=dict)
+    more: tuple[Adapter, ...] = ()
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """All adapters, in the order of their turns."""
+        return self.content, self.style, *self.more
 
     def at(self, progress: float) -> Adapter:
         """The adapter for the step before which the share `progress`, in [0, 1), of all steps was done."""
-        layers = {**self.style.layers, **self.content.layers}
+        layers = dict(ChainMap(*(dict(adapter.layers) for adapter in self.adapters)))
         for path, turns in self.turns.items():
-            if sum(turn <= progress + ROUNDING for turn in turns) % 2:
-                layers[path] = self.style.layers[path]
+            takers = owners(path, self.adapters)
+            layers[path] = takers[sum(turn <= progress + ROUNDING for turn in turns) % len(takers)].layers[path]
         return Adapter(layers, others=self._others)
 
     def save(self, path: Path | str) -> None:
-        """Write both adapters and the turns to one safetensors file, whole or not at all."""
+        """Write the adapters and the turns to one safetensors file, whole or not at all."""
         tensors = {
             f"{name}.{part}.{layer}.{side}": tensor
-            for name, adapter in (("content", self.content), ("style", self.style))
+            for name, adapter in zip(_names(len(self.adapters)), self.adapters, strict=True)
             for part, table in (("layers", adapter.layers), ("rest", adapter.others))
             for layer, factors in table.items()
             for side, tensor in zip(Factors._fields, factors, strict=True)
@@ -75,16 +83,27 @@ class Schedule:
                 found[name, part][layer] = Factors(tensors[f"{stem}.down"], tensors[f"{stem}.up"])
         except (KeyError, ValueError):
             raise UserError(
-                f"{path}: not a schedule of two adapters; give a file that a method with a schedule made"
+                f"{path}: not a schedule of adapters; give a file that a method with a schedule made"
             ) from None
-        content, style = (Adapter(found[name, "layers"], others=found[name, "rest"]) for name in ("content", "style"))
-        return cls(content, style, turns, metadata)
+        names = _names(max(2, len({name for name, _ in found})))
+        content, style, *more = (Adapter(found[name, "layers"], others=found[name, "rest"]) for name in names)
+        return cls(content, style, turns, metadata, tuple(more))
 
     @cached_property
     def _others(self) -> Mapping[str, Factors]:
-        """Convolutions and text encoders do not take turns: both updates are added."""
-        content, style = (replace(adapter, layers={}) for adapter in (self.content, self.style))
-        return computed(columns.merge(content, style, {}).others)
+        """Convolutions and text encoders do not take turns: all updates are added."""
+        parts = [replace(adapter, layers={}) for adapter in self.adapters]
+        return computed(columns.weighted(*parts, weights=[1.0] * len(parts)).others)
+
+
+def owners(path: str, adapters: Sequence[Adapter]) -> list[Adapter]:
+    """The adapters that change a linear layer of the UNet: those that have it, and not with rank 0."""
+    return [adapter for adapter in adapters if path in adapter.layers and adapter.layers[path].rank]
+
+
+def _names(count: int) -> list[str]:
+    """Names of a schedule's adapters in its file."""
+    return ["content", "style", *map(str, range(3, count + 1))]
 
 
 @torch.no_grad()
@@ -194,7 +213,7 @@ def _order(path: str) -> tuple[Any, ...]:
 def taking_turns(content: Adapter, style: Adapter) -> dict[str, tuple[Factors, Factors]]:
     """The linear layers of the UNet that both adapters have: only these change with the denoising step."""
     linear = content.layers.keys() & style.layers.keys()
-    return {path: (c, s) for path, c, s in columns.pairs(content, style) if path in linear and c.rank and s.rank}
+    return {path: (c, s) for path, c, s in columns.aligned(content, style) if path in linear and c.rank and s.rank}
 
 
 class _Sums(NamedTuple):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from operator import add
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -23,22 +22,22 @@ class Truncated(NamedTuple):
 
 
 def merge_layerwise(
-    merge_layer: Callable[[str, Factors, Factors], Factors],
-    content: Adapter,
-    style: Adapter,
+    merge_layer: Callable[..., Factors],
+    *adapters: Adapter,
     dtype: torch.dtype,
-    rank: Callable[[int, int], int] = add,
+    rank: Callable[[Iterable[int]], int] = sum,
 ) -> Adapter:
     """Merge layer by layer, lazily.
 
     Parameters
     ----------
     merge_layer
-        (path, content, style) -> merged, all in float32. A layer that one adapter lacks has rank 0 there.
+        (path, factors of the first adapter, of the second, ...) -> merged, all in float32. A layer that an adapter
+        lacks has rank 0 there.
     dtype
         The dtype of the result.
     rank
-        (r_c, r_s) -> rank of the merged layer.
+        The ranks of a layer -> the rank of the merged layer.
 
     Raises
     ------
@@ -47,16 +46,14 @@ def merge_layerwise(
     """
 
     @torch.no_grad()
-    def merge(path: str, c: Factors, s: Factors) -> Factors:
-        return merge_layer(path, c.to(torch.float32), s.to(torch.float32)).to(dtype)
+    def merge(path: str, *parts: Factors) -> Factors:
+        return merge_layer(path, *(part.to(torch.float32) for part in parts)).to(dtype)
 
-    return columns.merge_layers(merge, content, style, dtype, rank)
+    return columns.merge_layers(merge, *adapters, dtype=dtype, rank=rank)
 
 
 @torch.no_grad()
-def merge_truncated(
-    merge_layer: Callable[[str, Factors, Factors], Truncated], content: Adapter, style: Adapter, dtype: torch.dtype
-) -> Adapter:
+def merge_truncated(merge_layer: Callable[..., Truncated], *adapters: Adapter, dtype: torch.dtype) -> Adapter:
     """Merge as `merge_layerwise`, but at once: a file's header holds the error, which is known after the last layer.
 
     Returns
@@ -65,16 +62,15 @@ def merge_truncated(
         Its metadata has `relative_error`: Frobenius, over all layers together.
     """
 
-    def merge(path: str, c: Factors, s: Factors) -> Truncated:
-        cut = merge_layer(path, c.to(torch.float32), s.to(torch.float32))
+    def merge(path: str, *parts: Factors) -> Truncated:
+        cut = merge_layer(path, *(part.to(torch.float32) for part in parts))
         return cut._replace(factors=cut.factors.to(dtype))
 
-    pairs = list(columns.pairs(content, style))
-    cuts = map_layers(merge, pairs)
+    layers = list(columns.aligned(*adapters))
+    cuts = map_layers(merge, layers)
     error = math.sqrt(sum(cut.lost for cut in cuts) / (sum(cut.whole for cut in cuts) or 1.0))
     return Adapter.from_matrices(
-        {name: cut.factors for (name, _, _), cut in zip(pairs, cuts, strict=True)},
-        content,
-        style,
+        {name: cut.factors for (name, *_), cut in zip(layers, cuts, strict=True)},
+        *adapters,
         metadata={"relative_error": f"{error:.6g}"} if cuts else {},
     )

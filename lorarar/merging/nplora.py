@@ -42,4 +42,4 @@ def merge(
         vh = vh[sigma > sigma.norm() * max(vh.shape) * torch.finfo(sigma.dtype).eps]
         return columns.concatenate(Factors(c.down - strength * (c.down @ vh.T) @ vh, c.up), s)
 
-    return merge_layerwise(merge_layer, content, style, dtype)
+    return merge_layerwise(merge_layer, content, style, dtype=dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
@@ -19,13 +19,28 @@ def require(name: str, value: Any, fits: Callable[[Any], bool], wanted: str) -> 
         raise UserError(f"{name} {value}: give {wanted}")
 
 
-def require_weights(name: str, value: Any) -> None:
-    """Raise `UserError` unless `value` is a weight for each adapter."""
+def require_weights(name: str, value: Any, count: int = 2) -> None:
+    """Raise `UserError` unless `value` is a weight for each of `count` adapters."""
 
-    def fits(pair: Any) -> bool:
-        return isinstance(pair, list | tuple) and len(pair) == 2 and all(map(isfinite, pair))
+    def fits(weights: Any) -> bool:
+        return isinstance(weights, list | tuple) and len(weights) == count and all(map(isfinite, weights))
 
-    require(name, value, fits, "two numbers, as in (0.7, 0.5)")
+    example = ", ".join(["0.7", "0.5", *["0.3"] * count][:count])
+    require(name, value, fits, f"{'two' if count == 2 else count} number{'s'[: count > 1]}, as in ({example})")
+
+
+def weights_of(value: Any, count: int) -> Sequence[float]:
+    """A weight for each of `count` adapters: those of a user, or 1 for each where there is None.
+
+    Raises
+    ------
+    UserError
+        `value` is no such list.
+    """
+    if value is None:
+        return (1.0,) * count
+    require_weights("weights", value, count)
+    return tuple(value)
 
 
 def require_rank(value: Any) -> None:

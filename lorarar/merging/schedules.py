@@ -1,4 +1,4 @@
-"""Merges over time without a search: in each denoising step a layer is the content's or the style's."""
+"""Merges over time without a search: in each denoising step a layer is of one adapter."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from math import ceil, inf
 
 import torch
 
+from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
-from lorarar.merging.klora import Schedule, taking_turns
+from lorarar.merging import columns
+from lorarar.merging.klora import Schedule, owners, taking_turns
 from lorarar.merging.options import require
 from lorarar.parallel import map_layers
 
@@ -26,11 +28,13 @@ def split(content: Adapter, style: Adapter, *, share: float = 0.5, dtype: torch.
         An option is out of range, or the adapters were made for different base models.
     """
     require("share", share, lambda number: 0 <= number <= 1, "a share from 0 to 1")
-    return _alike(content, style, (share,), dtype)
+    return Schedule(content.to(dtype), style.to(dtype), dict.fromkeys(taking_turns(content, style), (share,)))
 
 
-def switch(content: Adapter, style: Adapter, *, period: float = 0.1, dtype: torch.dtype = torch.float32) -> Schedule:
-    """The adapters in turn, the content first: LoRA Switch (arXiv 2402.16843) of two.
+def switch(*adapters: Adapter, period: float = 0.1, dtype: torch.dtype = torch.float32) -> Schedule:
+    """The adapters in turn, in their order: LoRA Switch (arXiv 2402.16843).
+
+    A layer takes turns among the adapters that have it; one that a single adapter has is always on.
 
     Parameters
     ----------
@@ -44,7 +48,14 @@ def switch(content: Adapter, style: Adapter, *, period: float = 0.1, dtype: torc
         An option is out of range, or the adapters were made for different base models.
     """
     require("period", period, lambda number: 0 < number <= 1, "a share above 0 and up to 1")
-    return _alike(content, style, tuple(turn * period for turn in range(1, ceil(1 / period))), dtype)
+    if len(adapters) < 2:
+        raise UserError("method switch: takes turns among two adapters or more; give another")
+    list(columns.aligned(*adapters))  # of one base model
+    turns = tuple(turn * period for turn in range(1, ceil(1 / period)))
+    paths = sorted(set().union(*(adapter.layers for adapter in adapters)))
+    content, style, *more = (adapter.to(dtype) for adapter in adapters)
+    shared = (path for path in paths if len(owners(path, adapters)) > 1)
+    return Schedule(content, style, dict.fromkeys(shared, turns), more=tuple(more))
 
 
 @torch.no_grad()
@@ -87,11 +98,6 @@ def est(
         turn = (ratio - (1 - discrepancy)) / alpha
         turns[path] = (max(turn, 0.0),) if turn <= 1 else ()
     return Schedule(content.to(dtype), style.to(dtype), turns)
-
-
-def _alike(content: Adapter, style: Adapter, turns: tuple[float, ...], dtype: torch.dtype) -> Schedule:
-    """The same turns in every layer that both have."""
-    return Schedule(content.to(dtype), style.to(dtype), dict.fromkeys(taking_turns(content, style), turns))
 
 
 def _energies(c: Factors, s: Factors) -> tuple[float, float]:

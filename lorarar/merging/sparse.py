@@ -16,7 +16,7 @@ from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merging.entries import Majority, Rule
 from lorarar.merging.layerwise import Truncated, merge_layerwise, merge_truncated
-from lorarar.merging.options import require, require_rank
+from lorarar.merging.options import require, require_rank, weights_of
 from lorarar.merging.svd import truncate
 from lorarar.randomness import generator
 
@@ -29,23 +29,24 @@ class Sparse(Rule):
 
     def __call__(
         self,
-        content: Adapter,
-        style: Adapter,
-        *,
+        *adapters: Adapter,
         density: float = 0.5,
-        weights: tuple[float, float] = (1.0, 1.0),
+        weights: Sequence[float] | None = None,
         majority: Majority | None = None,
         space: Space = "factors",
         rank: int | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Adapter:
-        """Merge two adapters.
+        """Merge any number of adapters.
 
         Parameters
         ----------
         density
             The share of entries that stay, in (0, 1].
+        weights
+            A weight for each adapter; None is 1 for each. A sign is elected before weights count, as in peft: there an
+            adapter of weight 0 still has a voice.
         majority
             The sign is elected by "total" magnitude, as published and the default, or by the "frequency" of signs.
             Only TIES and DARE-TIES take it.
@@ -56,7 +57,7 @@ class Sparse(Rule):
             ranks; here the smaller factors are padded with zeros. "delta" is the published definition, on dW itself,
             cut to `rank`.
         rank
-            Only in the space "delta"; None is the layer's r_c + r_s, the rank of the exact merges.
+            Only in the space "delta"; None is the sum of the layer's ranks, as in the exact merges.
         seed
             The seed of DARE. Each layer has a separate stream, so that its result does not depend on the others.
 
@@ -70,35 +71,39 @@ class Sparse(Rule):
         UserError
             An option is out of range or has no meaning here, or the adapters were made for different base models.
         """
-        self.check(density, weights, majority, seed)
+        self.check(density, majority, seed)
+        scales = weights_of(weights, len(adapters))
         require("space", space, lambda name: name in get_args(Space), " or ".join(get_args(Space)))
         require_rank(rank)
         if rank is not None and space == "factors":
             raise UserError(f"rank {rank}: only works with space=delta; leave it out, or choose that space")
 
-        roots = [sqrt(abs(weight)) for weight in weights]
-        signed = [copysign(root, weight) for root, weight in zip(roots, weights, strict=True)]
+        roots = [sqrt(abs(weight)) for weight in scales]
+        signed = [copysign(root, weight) for root, weight in zip(roots, scales, strict=True)]
 
         rule = partial(self.merge, density=density, majority=majority)
 
         # Each layer has a separate random stream: down draws first, then up.
-        def combine(path: str, *parts: tuple[list[Tensor], Sequence[float]]) -> list[Tensor]:
+        def combine(path: str, *sides: tuple[list[Tensor], Sequence[float]]) -> list[Tensor]:
             random = generator(seed, *path.encode())
-            return [rule(tensors, scales, random=random) for tensors, scales in parts]
+            return [rule(tensors, scales, random=random) for tensors, scales in sides]
 
-        def merge_updates(path: str, c: Factors, s: Factors) -> Truncated:
-            (update,) = combine(path, ([c.delta, s.delta], weights))
-            return truncate(update, rank or c.rank + s.rank)
+        def merge_updates(path: str, *parts: Factors) -> Truncated:
+            (update,) = combine(path, ([part.delta for part in parts], scales))
+            return truncate(update, rank or sum(part.rank for part in parts))
 
-        def merge_factors(path: str, c: Factors, s: Factors) -> Factors:
-            if (most := max(c.rank, s.rank)) != min(c.rank, s.rank):
-                c, s = (
-                    Factors(pad(down, (0, 0, 0, most - len(down))), pad(up, (0, most - len(down))))
-                    for down, up in (c, s)
-                )
-            downs, ups = [c.down, s.down], [c.up, s.up]
+        def merge_factors(path: str, *parts: Factors) -> Factors:
+            most = max(part.rank for part in parts)
+            downs = [pad(d, (0, 0, 0, most - len(d))) if len(d) < most else d for d, _ in parts]
+            ups = [pad(u, (0, most - u.shape[1])) if u.shape[1] < most else u for _, u in parts]
             return Factors(*combine(path, (downs, signed), (ups, roots)))
 
         if space == "delta":
-            return merge_truncated(merge_updates, content, style, dtype)
-        return merge_layerwise(merge_factors, content, style, dtype, rank=max)
+            return merge_truncated(merge_updates, *adapters, dtype=dtype)
+        return merge_layerwise(merge_factors, *adapters, dtype=dtype, rank=max)
+
+
+dare = Sparse("random", elects=False)
+ties = Sparse("smallest", elects=True)
+dare_ties = Sparse("random", elects=True)
+magnitude_prune = Sparse("smallest", elects=False)

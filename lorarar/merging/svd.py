@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lorarar.lora.adapter import Adapter, Factors
 from lorarar.merging import columns
 from lorarar.merging.layerwise import Truncated, merge_truncated
-from lorarar.merging.options import require_rank, require_weights
+from lorarar.merging.options import require_rank, weights_of
 from lorarar.randomness import seeded
 
 OVERSAMPLING = 32
@@ -17,19 +19,19 @@ updates of 640 x 640, whose spectrum is flat: its worst case."""
 
 
 def merge(
-    content: Adapter,
-    style: Adapter,
-    *,
+    *adapters: Adapter,
     rank: int | None = None,
-    weights: tuple[float, float] = (1.0, 1.0),
+    weights: Sequence[float] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Adapter:
-    """The best approximation of w_c dW_c + w_s dW_s of a given rank, as peft's `svd`, but without forming dW.
+    """The best approximation of the sum of w_i dW_i of a given rank, as peft's `svd`, but without forming dW.
 
     Parameters
     ----------
     rank
-        None is the larger of the layer's two.
+        None is the largest of the layer's.
+    weights
+        A weight for each adapter; None is 1 for each.
 
     Returns
     -------
@@ -42,14 +44,14 @@ def merge(
         An option is out of range, or the adapters were made for different base models.
     """
     require_rank(rank)
-    require_weights("weights", weights)
+    scales = weights_of(weights, len(adapters))
 
-    def merge_layer(path: str, c: Factors, s: Factors) -> Truncated:
-        u, sigma, vh = decompose(columns.concatenate(c, s, *weights))
-        k = rank or max(c.rank, s.rank)
+    def merge_layer(path: str, *parts: Factors) -> Truncated:
+        u, sigma, vh = decompose(columns.concatenate(*parts, weights=scales))
+        k = rank or max(part.rank for part in parts)
         return Truncated(_cut(u, sigma, vh, k), float(sigma[k:].square().sum()), float(sigma.square().sum()))
 
-    return merge_truncated(merge_layer, content, style, dtype)
+    return merge_truncated(merge_layer, *adapters, dtype=dtype)
 
 
 def decompose(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:

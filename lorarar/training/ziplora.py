@@ -67,7 +67,7 @@ def optimise(
             torch.ones(c.down.shape[1], device=backbone.device, requires_grad=True),
             torch.ones(c.down.shape[1], device=backbone.device, requires_grad=True),
         )
-        for path, c, s in columns.pairs(content, style)
+        for path, c, s in columns.aligned(content, style)
         if c.rank and s.rank
     }
     parameters = [m for both in coefficients.values() for m in both]

@@ -9,6 +9,7 @@ const make = (tag, properties = {}, ...children) => {
 };
 const sides = ["content", "style"];
 const chosen = {};  // side -> what the server told about its file
+const weights = [1, 1];
 const edited = {};  // method -> option -> value, kept while another method is shown
 let about, session, prompted = "", drawn = null, past = [], timer;
 
@@ -168,7 +169,7 @@ const plain = name => name.replaceAll("_", " ");
 
 function settings() {
   const method = row();
-  return { method: method.name, options: { ...edited[method.name] } };
+  return { method: method.name, options: { ...edited[method.name] }, weights: [...weights] };
 }
 
 function set(name, value) {
@@ -188,15 +189,8 @@ function slider(label, value, give) {
   return make("div", { className: "slider" }, make("label", { htmlFor: number.id, textContent: label }), range, number);
 }
 
-function weights(option, current) {
-  const pair = [...current];
-  return sides.map((side, index) =>
-    slider(side, pair[index], value => { pair[index] = value; set(option.name, [...pair]); }));
-}
-
 /** A control for an option: what it is, its default tells. */
 function control(option, current) {
-  if (option.name === "weights") return weights(option, current);
   const { name, choices } = option, initial = option.default, id = `option-${name}`;
   let input;
   if (choices.length) {
@@ -236,8 +230,14 @@ function options() {
     approximated: "The result is one LoRA, close to the method's formula.",
     schedule: "The result changes with the denoising step: a file that only lorarar opens.",
   };
-  $("#about").textContent = `${method.paper}. ${kinds[method.kind]}`;
+  const scaled = method.weighs ? "" : " Weights multiply the updates before the method.";
+  $("#about").textContent = `${method.paper}. ${kinds[method.kind]}${scaled}`;
   $("#format").disabled = method.kind === "schedule";
+  $("#weights").replaceChildren(...sides.map((side, index) => slider(side, weights[index], value => {
+    weights[index] = value;
+    $("#merged").hidden = true;
+    live();
+  })));
   $("#options").replaceChildren(
     ...method.options.flatMap(option => control(option, values[option.name] ?? option.default)));
 }
@@ -280,11 +280,9 @@ function empty() {
 }
 
 /** Words for settings: the method, and the options that are not its defaults. */
-function caption({ method, options: given }) {
+function caption({ method, options: given, weights: pair }) {
   const title = about.methods.find(row => row.name === method).title;
-  const texts = Object.entries(given).map(([name, value]) =>
-    name === "weights" ? value.join(" : ") : `${plain(name)} ${value}`);
-  return [title, ...texts].join(", ");
+  return [title, pair.join(" : "), ...Object.entries(given).map(([name, value]) => `${plain(name)} ${value}`)].join(", ");
 }
 
 function history() {
@@ -294,6 +292,7 @@ function history() {
       make("figcaption", { textContent: caption(view) })));
     button.onclick = () => {
       edited[view.method] = { ...view.options };
+      weights.splice(0, 2, ...view.weights);
       $("#method").value = view.method;
       options();
       live(0);
@@ -330,7 +329,7 @@ async function draw() {
       figure.firstChild.replaceWith(make("img", { src, alt: labels[of] }));
       if (of === "merge") {
         $("figcaption", figure).textContent = caption(view);
-        if (drawn?.view && JSON.stringify(drawn.view.options) + drawn.view.method !== JSON.stringify(view.options) + view.method)
+        if (drawn?.view && caption(drawn.view) !== caption(view))
           past = [drawn.view, ...past].slice(0, 12);
         drawn = { scene: drawn?.scene, view: { ...view, src } };
         history();
