@@ -23,3 +23,12 @@ def root() -> Path:
             "the miniature is not here: run this in a clone of the repository, or install 'lorarar[pocket]'"
         )
     return Path(spec.origin).parent
+
+
+def examples() -> dict[str, Path]:
+    """LoRAs of pocket's test subjects and styles by name, which no hypernetwork was trained on; none if not here."""
+    try:
+        folder = root() / "examples/pocket"
+    except UserError:
+        return {}
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors")) if path.stem != "hypernet"}

@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorarar import preview, shipped
+from lorarar import shipped
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
 from lorarar.merging.klora import Schedule
@@ -24,6 +24,8 @@ class Artist:
     """
 
     def __init__(self, base: Path | None = None) -> None:
+        from lorarar import preview
+
         self.folder = shipped.root() / "data/pocket/base" if base is None else base
         self.name = "pocket" if base is None else base.parent.name if base.name == "base" else base.name
         self.guidance = preview.GUIDANCE[base is None]

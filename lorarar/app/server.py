@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
-from lorarar import describe, preview
+from lorarar import describe, shipped
 from lorarar.api import merge, merge_recipe
 from lorarar.app import choices
 from lorarar.app.drawing import Artist
@@ -128,7 +128,7 @@ def create_app(
             "methods": rows,
             "formats": choices.FORMATS,
             "dtypes": list(formats.DTYPES),
-            "examples": list(preview.examples()),
+            "examples": list(shipped.examples()),
             "base": artist and artist.name,
             "largest": largest,
             "minutes": sessions.keep / 60,
@@ -166,7 +166,7 @@ def create_app(
 
     @app.post("/api/{token}/files/{side}")
     async def example(token: str, side: Side, chosen: Example) -> dict[str, Any]:
-        session, known = sessions[token], preview.examples()
+        session, known = sessions[token], shipped.examples()
         if chosen.name not in known:
             raise Refusal(404, f"{chosen.name}: no such example; choose one of {', '.join(known) or 'none'}")
         session.forget(side)
@@ -188,7 +188,8 @@ def create_app(
         session = sessions[token]
         pair = session.pair()
         # Of peft's layout, which is two files, nobody can download one.
-        asked = wanted.format or (None if session.shown["content"]["format"] in choices.FORMATS else "diffusers")
+        two = formats.sidecars("merged", session.shown["content"]["format"])
+        asked = wanted.format or ("diffusers" if two else None)
         schedule = methods()[wanted.method].schedule if wanted.method in methods() else False
         recipe = choices.recipe(
             pair, wanted.method, wanted.weights, wanted.options, hypernet, None if schedule else asked, wanted.dtype
@@ -341,11 +342,13 @@ def _compared(pair: tuple[Path, Path]) -> dict[str, Any]:
 
 def _prompt(session: Session) -> str:
     """The prompt of two examples; empty if a file is another, or a style is taken for a subject."""
-    known = preview.examples()
+    known = shipped.examples()
     names = [file.stem for side in ("content", "style") if (file := session.files.get(side)) in known.values()]
     if len(names) < 2:
         return ""
-    with suppress(UserError):
+    with suppress(UserError, ModuleNotFoundError):  # the tables of subjects need PyYAML, which draws too
+        from lorarar import preview
+
         return preview.prompt_of(*names)
     return ""
 

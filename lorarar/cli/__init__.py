@@ -36,7 +36,7 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        extra = extra_of(error.name or "")
+        extra = extra_of(error.name or "", next(iter(sys.argv[1:]), ""))
         if extra is None:
             raise
         print(f"error: {error.name} is not installed: pip install 'lorarar[{extra}]'", file=sys.stderr)

@@ -36,18 +36,23 @@ def run(
     ] = 60,
 ) -> None:
     """Serve a page that merges two LoRA files, and draws pictures with the result where a base model is at hand."""
-    from lorarar import preview
+    from lorarar import shipped
     from lorarar.app.drawing import at_hand
     from lorarar.app.server import serve
     from lorarar.errors import UserError
     from lorarar.merging.hypernet import HyperNetwork
 
-    artist = at_hand(preview.find_base(base) if base else None)
+    folder = None
+    if base:
+        from lorarar.preview import find_base
+
+        folder = find_base(base)
+    artist = at_hand(folder)
     if hypernet is not None:
         HyperNetwork.load(hypernet)  # a wrong file is refused now and not at the first merge
-    elif artist and artist.name == "pocket":
-        hypernet = next(iter(preview.examples().values())).with_name("hypernet.safetensors")
-    if base and artist and not artist.folder.is_dir():
+    elif folder is None and shipped.examples():
+        hypernet = next(iter(shipped.examples().values())).with_name("hypernet.safetensors")
+    if folder and not folder.is_dir():
         raise UserError(f"--base {base}: no such folder; give the folder of a base model")
     if artist is None:
         typer.echo("no pictures: install 'lorarar[app,pocket]', or give --base", err=True)
