@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import re
-from ast import literal_eval
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lorarar.errors import UserError
 from lorarar.lora import formats
@@ -72,7 +71,7 @@ def _options(method: Method) -> dict[str, Any]:
 
 def _row(method: Method) -> dict[str, Any]:
     module, _, name = method.function.partition(":")
-    parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    hints = _hints(getattr(import_module(module), name))
     return {
         "name": method.name,
         "title": method.title,
@@ -80,13 +79,19 @@ def _row(method: Method) -> dict[str, Any]:
         "kind": "schedule" if method.schedule else "exact" if method.exact else "approximated",
         "weighs": "weights" in method.options,
         "options": [
-            {"name": name, "default": default, "choices": _choices(parameters[name].annotation)}
+            # The choices of a text; a number or path may be any.
+            {
+                "name": name,
+                "default": default,
+                "choices": get_args(hints[name]) if get_origin(hints[name]) is Literal else (),
+            }
             for name, default in _options(method).items()
         ],
     }
 
 
-def _choices(annotation: Any) -> list[str]:
-    """The texts that an option may be, from its annotation; empty if it says none."""
-    found = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", str(annotation))
-    return [str(choice) for choice in literal_eval(f"({found[1]},)")] if found else []
+def _hints(function: Any) -> dict[str, Any]:
+    """The types of a method's parameters."""
+    while isinstance(function, partial):
+        function = function.func
+    return get_type_hints(function if inspect.isfunction(function) else type(function).__call__)

@@ -220,7 +220,7 @@ const ground = element => {
     if (colour !== "rgba(0, 0, 0, 0)") return colour;
   }
 };
-return ["h1", "header p", "h2", ".step", ".drop b", ".drop span", "#about", "label", "button.link"].map(selector => {
+return ["h1", "header p", "h2", ".step", ".drop b", ".drop span", "#about", "label", "button"].map(selector => {
   const element = document.querySelector(selector);
   const [dark, bright] = [light(getComputedStyle(element).color), light(ground(element))].sort((a, b) => a - b);
   return (bright + 0.05) / (dark + 0.05);

@@ -138,6 +138,7 @@ def test_every_offered_method_makes_a_file(visitor) -> None:
         assert told["state"] == "done" and len(visitor.product(told)) == told["bytes"] > 1000, told
     options = {row["name"]: {option["name"]: option for option in row["options"]} for row in rows}
     assert options["balanced"]["per"]["choices"] == ["total", "layer"]
+    assert options["ties"]["space"]["choices"] == ["factors", "delta"]
     assert options["ties"]["density"]["default"] == 0.5 and not options["direct"]
     assert "hypernet" not in options["lorarar"]
 

@@ -76,6 +76,7 @@ const box = side => $(`[data-side=${side}]`);
 
 function show(side, file) {
   if (file) chosen[side] = file; else delete chosen[side];
+  $("#leave").hidden = !sides.some(side => chosen[side]);
   const place = box(side), facts = $(".facts", place);
   facts.hidden = !file;
   $(".drop", place).hidden = $(".example", place).hidden = Boolean(file);
@@ -186,7 +187,7 @@ function slider(label, value, give) {
   const number = make("input", { type: "number", step: 0.05, value, id: `weight-${label}` });
   range.oninput = () => { number.value = range.value; give(Number(range.value)); };
   number.oninput = () => { if (number.value !== "") { range.value = number.value; give(Number(number.value)); } };
-  return make("div", { className: "slider" }, make("label", { htmlFor: number.id, textContent: label }), range, number);
+  return make("div", { className: "slider" }, make("label", { htmlFor: number.id, textContent: `${label} weight` }), range, number);
 }
 
 /** A control for an option: what it is, its default tells. */
