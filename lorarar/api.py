@@ -27,15 +27,18 @@ from lorarar.version import __version__
 
 
 def merge(
-    *adapters: Adapter | Path | str, method: str | None = None, dtype: torch.dtype = torch.float32, **options: Any
+    *adapters: Adapter | Path | str | Recipe,
+    method: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> Adapter | Schedule:
     """Merge a content and a style LoRA, or any number of LoRAs by a method that takes many.
 
     Parameters
     ----------
     adapters
-        Adapters or their files, in any format, of one base model; of two, the content comes first. A single YAML or
-        JSON file is a recipe, which has the method and the options.
+        Adapters or their files, in any format, of one base model; of two, the content comes first. A single recipe,
+        or its YAML or JSON file, has the method and the options.
     method
         A name of `lorarar methods`; None is `default_method(options)`.
     dtype
@@ -58,16 +61,26 @@ def merge(
     --------
     >>> lorarar.merge("cat.safetensors", "watercolor.safetensors", method="direct").save("both.safetensors")
     """
-    if len(adapters) == 1 and not isinstance(adapters[0], Adapter) and Path(adapters[0]).suffix in SUFFIXES:
+    if recipe := _recipe(*adapters):
         if method or options:
-            raise UserError(f"{adapters[0]}: a recipe has its method and options; change them there")
-        recipe = load(adapters[0])
+            raise UserError(f"{recipe.where or 'recipe'}: a recipe has its method and options; change them there")
         found = _read(*(formats.locate(_file(part)) for part in recipe.files), check=True)
         merged = _combine(recipe, iter(found), dtype)
     else:
         row = _method(method or default_method(options), options)
-        merged = row.merge(*_read(*adapters, check=True), **options, dtype=dtype)
+        given = [adapter for adapter in adapters if not isinstance(adapter, Recipe)]
+        if len(given) < len(adapters):
+            raise UserError("a recipe is merged alone; make it a part of another recipe")
+        merged = row.merge(*_read(*given, check=True), **options, dtype=dtype)
     return merged.computed() if isinstance(merged, Adapter) else merged
+
+
+def _recipe(*adapters: Adapter | Path | str | Recipe) -> Recipe | None:
+    """The recipe that stands alone in the place of adapters, read from its file if need be."""
+    if len(adapters) != 1 or isinstance(adapters[0], Adapter):
+        return None
+    only = adapters[0]
+    return only if isinstance(only, Recipe) else load(only) if Path(only).suffix in SUFFIXES else None
 
 
 def merge_files(

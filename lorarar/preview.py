@@ -17,6 +17,7 @@ from lorarar.lora.adapter import Adapter
 from lorarar.merging.klora import Schedule
 from lorarar.merging.registry import methods as known_methods
 from lorarar.pictures import Picture
+from lorarar.shipped import examples
 
 GUIDANCE = {True: 1.5, False: 7.5}
 """Guidance scale of pocket, and of other bases."""
@@ -111,15 +112,6 @@ def show(
 def find_base(name: str) -> Path | None:
     """Folder of a base model: `data/<name>/base` if there is one, else `name` is the folder itself; None is pocket."""
     return None if name == "pocket" else shipped.base(name)
-
-
-def examples() -> dict[str, Path]:
-    """LoRAs of pocket's test subjects and styles by name, which no hypernetwork was trained on; none if not here."""
-    try:
-        folder = shipped.root() / "examples/pocket"
-    except UserError:
-        return {}
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors")) if path.stem != "hypernet"}
 
 
 def _find(name: str) -> Path:

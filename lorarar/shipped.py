@@ -31,3 +31,12 @@ def base(name: str) -> Path:
         return root() / "data/pocket/base"
     named = Path("data", name, "base")
     return named if Path(name).name == name and named.is_dir() else Path(name)
+
+
+def examples() -> dict[str, Path]:
+    """LoRAs of pocket's test subjects and styles by name, which no hypernetwork was trained on; none if not here."""
+    try:
+        folder = root() / "examples/pocket"
+    except UserError:
+        return {}
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors")) if path.stem != "hypernet"}

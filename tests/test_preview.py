@@ -52,7 +52,7 @@ def test_examples_are_the_test_entries_and_their_prompt_is_known(monkeypatch):
     catalog = Catalog.load()
     entries = [*catalog.subjects.values(), *catalog.styles.values()]
     assert names == {entry.name for entry in entries if entry.split == "test"}
-    assert preview._prompt("dog8", "glowing").endswith("dog in glowing style")
+    assert preview.prompt_of("dog8", "glowing").endswith("dog in glowing style")
 
 
 def test_examples_make_pictures_beside_the_truth(tmp_path, monkeypatch, capsys):

@@ -144,7 +144,7 @@ def use_extras(core: Path, data: Path) -> None:
     """Each extra does its job outside the repository."""
     version = "{}.{}".format(*sys.version_info)
     own = environment(f"{version}-extras", sys.executable)
-    for extra in ("study", "scoring", "server", "diffusion", "pocket", "benchmark"):
+    for extra in ("app", "study", "scoring", "server", "diffusion", "pocket", "benchmark"):
         pip(own, "install", f"{core}[{extra}]", "--find-links", data.parent)
         listed, megabytes = size(own, extra)
         print(f"with [{extra}]: {len(listed)} packages, {megabytes:.0f} MB")
@@ -158,7 +158,12 @@ def use_extras(core: Path, data: Path) -> None:
                 judges = Path(found, "data/pocket/judges")
                 run(own, "-m", "lorarar.cli", *words, "--dino", judges / "dino", "--clip", judges / "clip", cwd=folder)
             else:
-                module = {"server": "openai", "benchmark": "dvc.api", "diffusion": "lorarar.diffusion.sampling"}
+                module = {
+                    "app": "lorarar.app.server",
+                    "server": "openai",
+                    "benchmark": "dvc.api",
+                    "diffusion": "lorarar.diffusion.sampling",
+                }
                 run(own, "-c", f"import {module.get(extra, f'lorarar.{extra}')}", cwd=folder)
 
 

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from lorarar.cli import app as page
 from lorarar.cli import (
     bake,
     bases,
@@ -39,7 +40,23 @@ Look into a file: `lorarar inspect both.safetensors`
 Draw with the miniature: `lorarar generate dog8 glowing -o pictures`
 """,
 )
-for module in (merge, generate, inspect, doctor, methods, convert, score, unseal, bases, resize, extract, bake, sweep):
+COMMANDS = (
+    merge,
+    sweep,
+    generate,
+    page,
+    inspect,
+    convert,
+    resize,
+    extract,
+    bake,
+    bases,
+    methods,
+    score,
+    doctor,
+    unseal,
+)
+for module in COMMANDS:
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.run)
 app.add_typer(study, name="study")
 
@@ -49,7 +66,7 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        extra = extra_of(error.name or "")
+        extra = extra_of(error.name or "", next(iter(sys.argv[1:]), ""))
         if extra is None:
             raise
         print(f"error: {error.name} is not installed: pip install 'lorarar[{extra}]'", file=sys.stderr)

@@ -10,6 +10,7 @@ ADDS = {
     "scoring": "judges pictures: CLIP-I, CLIP-T, DINO, MARS²",
     "server": "asks a judge behind an OpenAI-compatible server",
     "study": "lets people compare pictures in their browsers",
+    "app": "merges in the browser: `lorarar app`",
     "pocket": "has the miniature base model and its example LoRAs",
     "benchmark": "runs the whole pipeline in a clone of the repository",
 }
@@ -29,17 +30,18 @@ DISTRIBUTIONS = {
 """Import names that differ from the name of the package that installs them, or come with another."""
 
 
-def extra_of(module: str) -> str | None:
-    """The smallest extra that installs an importable module; None if no extra does, or the core itself.
+def extra_of(module: str, command: str = "") -> str | None:
+    """The extra that installs an importable module: the command's own, or the smallest; None if no extra does.
 
     Parameters
     ----------
     module : a name as in `ModuleNotFoundError.name`, such as "cv2" or "diffusers.utils".
+    command : a command of `lorarar`, such as "study".
     """
     top = module.partition(".")[0]
     wanted = _plain(DISTRIBUTIONS.get(top, top))
     holding = [extra for extra, packages in extras().items() if wanted in packages]
-    return min(holding, key=lambda extra: len(extras()[extra]), default=None)
+    return min(holding, key=lambda extra: (extra != command, len(extras()[extra])), default=None)
 
 
 def missing() -> dict[str, list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import secrets
-import socket
 import sqlite3
 from collections import Counter
 from functools import cache
@@ -17,63 +16,18 @@ from urllib.parse import quote
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorarar.errors import UserError
 from lorarar.study.manifest import Item, Study, spoken
 from lorarar.study.storage import PANEL, Ballot, Refusal, Storage
 from lorarar.study.votes import as_csv, as_json
+from lorarar.web import TYPES, Guard, failure, listen
 
 LARGEST = 2048
 """Largest body of a request, in bytes; a vote has some 120."""
-
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    # Addresses hold tokens.
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "X-Robots-Tag": "noindex",
-}
-TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-
-
-class Guard:
-    """Adds the security headers to every answer, and refuses a body that is too large before it is read."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                given = {name for name, _ in message["headers"]}
-                extra = {"Cache-Control": "no-store", **HEADERS}
-                message["headers"] = [
-                    *message["headers"],
-                    *((k.lower().encode(), v.encode()) for k, v in extra.items() if k.lower().encode() not in given),
-                ]
-            await send(message)
-
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"0")
-        if b"transfer-encoding" in headers:
-            refusal = _error(411, "A body needs its length in the header.")
-        elif not length.isdigit() or int(length) > LARGEST:
-            refusal = _error(413, f"The body is larger than {LARGEST} bytes.")
-        else:
-            return await self.app(scope, receive, guarded)
-        return await refusal(scope, receive, guarded)
 
 
 def create_app(study: Study, storage: Storage) -> FastAPI:
@@ -83,7 +37,7 @@ def create_app(study: Study, storage: Storage) -> FastAPI:
     """
     # Starlette's own redirects name the host, which a proxy hides.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, largest=lambda _: LARGEST)
     pages = files("lorarar.study") / "pages"
     static = {page.name: page.read_bytes() for page in pages.iterdir() if Path(page.name).suffix in TYPES}
     page = (pages / "rater.html").read_text(encoding="utf-8")
@@ -179,27 +133,27 @@ def create_app(study: Study, storage: Storage) -> FastAPI:
 
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Refusal) -> Response:
-        return _error(refusal.status, str(refusal))
+        return failure(refusal.status, str(refusal))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"][1:])
-        return _error(422, f"Not a vote: {place}: {problem['msg']}.")
+        return failure(422, f"Not a vote: {place}: {problem['msg']}.")
 
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, error: HTTPException) -> Response:
-        return _error(error.status_code, "There is nothing here." if error.status_code == 404 else str(error.detail))
+        return failure(error.status_code, "There is nothing here." if error.status_code == 404 else str(error.detail))
 
     @app.exception_handler(sqlite3.Error)
     async def unwritten(_: Request, error: sqlite3.Error) -> Response:
         print(f"error: {storage.path}: {error}", flush=True)
-        return _error(503, "The answer cannot be saved at the moment.")
+        return failure(503, "The answer cannot be saved at the moment.")
 
     @app.exception_handler(UserError)
     async def changed(_: Request, error: UserError) -> Response:
         print(f"error: {error}", flush=True)
-        return _error(500, "This image has changed since the study began and is not shown.")
+        return failure(500, "This image has changed since the study began and is not shown.")
 
     return app
 
@@ -215,10 +169,7 @@ def serve(
     """
     storage = Storage(study)
     storage.end_with(completion_code, completion_link)
-    try:
-        listener = socket.create_server((host, port), backlog=512)
-    except OSError as error:
-        raise UserError(f"{host}:{port}: cannot listen there ({error.strerror}); give another --port") from None
+    listener = listen(host, port)
     place = f"http://{host}:{listener.getsockname()[1]}"
     waiting = "" if storage.raters() else "; `lorarar study invite` makes links for raters"
     print(f"{study.folder}: {len(study.manifest.items)} comparisons at {place}{waiting}", flush=True)
@@ -296,10 +247,6 @@ def _raters(storage: Storage) -> str:
         known = storage.panel(rater)
         writer.writerow([rater.name, *(known.get(name, "") for name in PANEL), int(rater.finished is not None)])
     return file.getvalue()
-
-
-def _error(status: int, message: str) -> Response:
-    return JSONResponse({"error": message}, status)
 
 
 def _attached(name: str) -> dict[str, str]:
