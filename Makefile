@@ -5,10 +5,11 @@ STAMP := .venv/installed-from-requirements.lock
 PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help repro taste test test-faults test-pythons test-cluster test-gpu check-full-size docs
+.PHONY: help repro push pull taste test test-faults test-pythons test-cluster test-gpu check-full-size docs
 
 help:
 	@echo 'make repro   run the whole benchmark: train, merge, generate, score, write results/ (does only what is missing)'
+	@echo 'make push    copy artifacts/ to the remote storage; make pull: fetch them, after git pull (docs/sharing.md)'
 	@echo 'make taste   one picture of the idea: subject, style, five merges and the truth (two minutes)'
 	@echo 'make test    lint, check types and run the tests'
 	@echo 'make test-faults    kills, flipped bits, full disks and 400,000 spoilt files (docs/reliability.md; about an hour)'
@@ -39,6 +40,15 @@ repro: $(STAMP)
 	@$(BIN)/python -m stages.shared.preflight
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@echo 'Results: results/*/report.html; numbers: $(BIN)/dvc metrics show'
+
+# The run cache goes along: an earlier setting, chosen again, is then fetched and not computed.
+push: $(STAMP)
+	@echo 'Copying artifacts/ to the remote storage:' $$($(BIN)/dvc remote list)
+	@$(BIN)/dvc push --run-cache
+
+pull: $(STAMP)
+	@echo 'Fetching artifacts/ from the remote storage:' $$($(BIN)/dvc remote list)
+	@$(BIN)/dvc pull --run-cache
 
 taste: $(STAMP)
 	@$(BIN)/lorarar generate dog8 glowing -o taste -n 1 --force -m direct -m ties -m nplora -m klora -m lorarar
