@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chain import ROOT, content, make, succeed
+from chain import ROOT, call, content, make, succeed
 
 
 def outputs(kept_by_git: bool) -> list[str]:
@@ -29,11 +30,17 @@ def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
 
 
-def target(folder: Path, name: str) -> str:
-    """Output of `make NAME` with the environment of these tests."""
+def make_target(folder: Path, name: str) -> tuple[int, str]:
+    """Exit status and output of `make NAME` with the environment of these tests."""
     if not (folder / ".venv").exists():
         (folder / ".venv").symlink_to(sys.prefix)
-    return succeed(folder, "make", "--no-print-directory", "-o", ".venv/installed-from-requirements.lock", name)
+    return call(folder, "make", "--no-print-directory", "-o", ".venv/installed-from-requirements.lock", name)
+
+
+def target(folder: Path, name: str) -> str:
+    status, said = make_target(folder, name)
+    assert status == 0, said
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +77,37 @@ def test_a_clone_next_to_the_first_pulls_everything_and_runs_nothing(first: Path
     assert "Running stage" not in said and "is cached" not in said and "up to date" in said
     runs = content(first / ".dvc/cache/runs", "*/*/*")
     assert runs and content(second / ".dvc/cache/runs", "*/*/*") == runs
+
+
+def test_stages_find_the_environment_of_the_clone_where_none_is_active(first: Path, tmp_path: Path) -> None:
+    second = clone(first, tmp_path / "second")
+    (second / ".venv").symlink_to(sys.prefix)
+    bare = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    command = [".venv/bin/dvc", "exp", "run", "images"]
+    done = subprocess.run(command, cwd=second, env={**bare, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((second / "artifacts/pocket/images/subjects/dog8").iterdir())) == 5
+
+
+def test_another_base_takes_nothing_away(first: Path, tmp_path: Path) -> None:
+    here = clone(first, first.parent / "third")
+    target(here, "pull")
+    before = content(here, "artifacts/pocket/**/*") | content(here, "results/pocket/**/*")
+    succeed(here, "dvc", "exp", "run", "-S", "base=pocket_light", "images")
+    assert succeed(here, "dvc", "checkout", "--recursive", ".") == ""
+    assert content(here, "artifacts/pocket_light/images/**/*")
+    assert content(here, "artifacts/pocket/**/*") | content(here, "results/pocket/**/*") == before
+
+
+def test_pull_from_a_storage_without_the_outputs_says_what_to_do(first: Path, tmp_path: Path) -> None:
+    here = clone(first, tmp_path / "far" / "lorarar")
+    status, said = make_target(here, "pull")
+    assert status and "Traceback" not in said
+    assert "error: the remote storage lacks what dvc.lock names: run make push in the clone that has it" in said
+
+
+def test_the_lock_file_has_the_commands_of_the_chain() -> None:
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    other = [name for name, stage in lock.items() if name in stages and stage["cmd"] != stages[name]["cmd"]]
+    assert not other, f"dvc.lock: another `cmd` than dvc.yaml's makes DVC run {', '.join(other)} again for nothing"
