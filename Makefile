@@ -36,6 +36,8 @@ setup:
 	@version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') && case ' $(KNOWN) ' in *" $$version "*) ;; \
 	    *) echo "error: requirements.lock is for Python $(KNOWN), $(PYTHON) is $$version: name another with make PYTHON=..."; exit 1;; esac
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test '$(origin PYTHON)' = file || $(BIN)/python -c "import sys; sys.exit(sys.version_info[:2] != $$($(PYTHON) -c 'import sys; print(sys.version_info[:2])'))" || \
+	    { echo 'error: .venv has another Python than $(PYTHON): remove it first (rm -r .venv)'; exit 1; }
 	@echo "Setting up .venv with $$($(BIN)/python --version): $$(grep -c == requirements.lock) packages, 3.4 GB to download"
 	@echo '(less where pip has kept some), 7 GB on the disk, 5 to 15 minutes. pip names each package; then it unpacks them.'
 	@# pip prints nothing while it unpacks, so this tells how .venv grows, and ends with the shell that began it.
