@@ -53,8 +53,8 @@ def test_clones_of_a_group_share_one_cache_also_at_the_same_time(first: Path) ->
         assert process.returncode == 0, said
     made = content(first, "artifacts/pocket/images/**/*")
     assert made and content(second, "artifacts/pocket/images/**/*") == made
-    (last,) = commands(tested()[-1])
-    run(last, third)
+    for command in commands(tested()[-1]):
+        run(command, third)
     assert content(third, "artifacts/pocket/images/**/*") == made
     assert not (third / ".dvc/cache").exists()
     cache = first.parent / "group/cache"
