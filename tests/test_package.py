@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -18,12 +19,19 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout, unpacked."""
-    folder = tmp_path_factory.mktemp("package")
+    return build(tmp_path_factory.mktemp("package"))
+
+
+def build(folder: Path, urls: str = "") -> Path:
+    """The wheel of this checkout, unpacked; `urls` is a table for its pyproject.toml."""
     source = folder / "source"
     source.mkdir()
     # Built elsewhere, so that nothing is left next to the sources.
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "lorarar"):
+    for name in ("setup.py", "README.md", "LICENSE", "NOTICE", "lorarar"):
         (source / name).symlink_to(ROOT / name)
+    (source / "pyproject.toml").write_text(
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8") + urls, encoding="utf-8"
+    )
     command = [
         "-m",
         "pip",
@@ -63,6 +71,22 @@ def test_the_library_is_in_it_and_nothing_else(package: Path) -> None:
     assert {name.partition("/")[0].partition("-")[0] for name in found} == {"lorarar"}
     (entry,) = package.glob("*.dist-info/entry_points.txt")
     assert "lorarar = lorarar.cli:main" in entry.read_text()
+
+
+def test_links_of_the_description_lead_somewhere_or_are_words(package: Path, tmp_path: Path) -> None:
+    def described(package: Path) -> tuple[str, list[str]]:
+        (metadata,) = package.glob("*.dist-info/METADATA")
+        headers, _, text = metadata.read_text(encoding="utf-8").partition("\n\n")
+        assert "Description-Content-Type: text/markdown" in headers
+        return text, re.findall(r"\]\(([^)]+)\)", text)
+
+    text, links = described(package)
+    assert "[usage]" not in text and "- usage: merge, generate" in text
+    assert links and all(link.startswith("https://") for link in links)
+    text, links = described(build(tmp_path, '\n[project.urls]\nRepository = "https://example.org/us/lorarar/"\n'))
+    assert all(link.startswith("https://") for link in links) and len(links) > 15
+    assert "[usage](https://example.org/us/lorarar/blob/HEAD/docs/usage.md)" in text
+    assert "](https://example.org/us/lorarar/raw/HEAD/results/pocket/figures/overview-test.webp)" in text
 
 
 def test_merging_needs_nothing_of_the_repository(package: Path, tmp_path: Path, adapters) -> None:

@@ -65,7 +65,11 @@ def test_pythons_are_those_the_project_is_for() -> None:
     oldest = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
     given = [step["with"]["python-version"] for step in steps(WORKFLOWS[0]) if "setup-python" in step.get("uses", "")]
     # As text: the number 3.10 is 3.1.
-    assert given == [oldest.removeprefix(">="), "${{ matrix.python }}", oldest.removeprefix(">=")]
+    assert given == ["${{ matrix.python }}", "${{ matrix.python }}", oldest.removeprefix(">=")]
+    jobs = read(WORKFLOWS[0])["jobs"]
+    assert jobs["all"]["strategy"]["matrix"]["python"] == [oldest.removeprefix(">="), "3.13"]
+    # The runner has other Pythons, of which make would take the newest.
+    assert jobs["all"]["env"]["PYTHON"] == "python${{ matrix.python }}"
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.name)

@@ -71,8 +71,11 @@ def test_merged_adapters_have_the_sum_of_the_ranks(finished: Path) -> None:
 
 
 def test_metrics_and_plots_can_be_shown(finished: Path) -> None:
-    assert "mars2_average" in succeed(finished, "dvc", "metrics", "show")
+    shown = succeed(finished, "dvc", "metrics", "show")
+    assert "mars2_average" in shown and max(map(len, shown.splitlines())) <= 120
+    before = succeed(finished, "git", "status", "--porcelain")
     assert "index.html" in succeed(finished, "dvc", "plots", "show")
+    assert succeed(finished, "git", "status", "--porcelain") == before
 
 
 def test_again_it_does_nothing(finished: Path) -> None:
