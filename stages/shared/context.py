@@ -14,6 +14,7 @@ import yaml
 
 from lorarar.data.catalog import Catalog, Pair, Split, Style, Subject, pair_name
 from lorarar.data.controls import CONTROLS
+from lorarar.data.pairs import balanced
 from lorarar.errors import UserError
 from slurm.dry_run import show
 from slurm.local import cores
@@ -128,10 +129,14 @@ class Context:
         return [*self.subjects, *self.styles]
 
     def pairs(self, split: Split) -> list[Pair]:
-        """Pairs of a split that are evaluated."""
-        bank = self.knobs.bank
+        """Pairs of a split that are evaluated: those that `evaluate` lists or samples, or all."""
+        bank, evaluate = self.knobs.bank, self.params.evaluate
         pairs = self.catalog.pairs(split, bank.subjects, bank.styles)
-        return [pair for pair in pairs if _listed(pair_name(*pair), self.params.evaluate.pairs)]
+        if evaluate.sample:
+            subjects, styles = (list(dict.fromkeys(one.name for one in side)) for side in zip(*pairs, strict=True))
+            drawn = set(balanced(subjects, styles, evaluate.sample.pairs, evaluate.sample.seed))
+            return [(subject, style) for subject, style in pairs if (subject.name, style.name) in drawn]
+        return [pair for pair in pairs if _listed(pair_name(*pair), evaluate.pairs)]
 
     @property
     def evaluated(self) -> list[Pair]:
