@@ -159,7 +159,7 @@ class Context:
         digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
         return int.from_bytes(digest[:4], "little") >> 1
 
-    def store(self, stage: str, *shared: Path, name: str = "", without: str = "-") -> Store:
+    def store(self, stage: str, *shared: Path, name: str = "", without: str | tuple[str, ...] = ()) -> Store:
         """Finished tasks of a stage.
 
         Parameters
@@ -169,7 +169,7 @@ class Context:
         name
             Folder of the store, by default the stage's name.
         without
-            Leave out the code below this path: it is run by other tasks of the stage.
+            Leave out the code below these paths: it is run by other tasks of the stage.
         """
         code = [path for path in code_of(stage) if not path.startswith(without)]
         return Store(self.work / (name or stage), paths_sha256([*map(present, code), *map(present, shared)]))

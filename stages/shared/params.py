@@ -68,6 +68,7 @@ class Params(Section):
     executor: Executor
     workers: Workers
     evaluate: Evaluate
+    keep_merged: bool = False
     headline_method: str
     study: Study
     bases: dict[str, Base]
