@@ -20,9 +20,7 @@ from statistics import mean
 import yaml
 
 from lorarar.data.catalog import Subject
-from lorarar.data.controls import CONTROLS
 from lorarar.errors import UserError
-from lorarar.merging.registry import METHODS
 from slurm.store import Store
 from slurm.task import Task, perform
 from stages.shared import task_records
@@ -47,12 +45,10 @@ class Units:
     score_seconds: float
     hypernet_seconds: float
     adapter_bytes: float
-    merged_bytes: float
     picture_bytes: float
     verdicts: float  # files of a picture
     images: int
     methods: int
-    adapters: int  # of the methods, those that keep one for each pair
     plan_seconds: float
     check_seconds: float
     collect_seconds: float
@@ -103,7 +99,7 @@ def housekeeping() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             source = root / "input"
-            source.write_bytes(bytes(1 << 21))  # a merged adapter
+            source.write_bytes(bytes(1 << 21))  # two adapters
             store = Store(root / "store", "code")
             tasks = [Task(str(i), WritePictures(i, names), [source]) for i in range(number)]
             begun = _cpu()
@@ -141,7 +137,6 @@ def measured(context: Context) -> Units:
 
     bank = {record["name"]: record["cpu_seconds"] for record in found["bank"]}
     kinds = {kind: [bank[m.name] for m in context.members if isinstance(m, Subject) == kind] for kind in (True, False)}
-    merged = [path for name in METHODS for path in (context.artifacts / "merge" / name).glob("*.safetensors")]
     adapter = size(list((context.artifacts / "bank").glob("*.safetensors")))
     pictures = list((context.artifacts / "generate").rglob("*.png"))
     verdicts = list((Path(".work") / context.base / "verdicts").rglob("*.json"))
@@ -155,12 +150,10 @@ def measured(context: Context) -> Units:
         score_seconds=seconds("score"),
         hypernet_seconds=seconds("hypernet"),
         adapter_bytes=adapter,
-        merged_bytes=size(merged),
         picture_bytes=size(pictures),
         verdicts=len(verdicts) / len(pictures),
         images=context.knobs.generate.images_per_pair,
         methods=len(context.params.evaluate.methods),
-        adapters=sum(name in METHODS or CONTROLS[name].adapter is not None for name in context.params.evaluate.methods),
         plan_seconds=each["plan"],
         check_seconds=each["check"],
         collect_seconds=each["collect"],
@@ -191,7 +184,6 @@ def terms(u: Units, w: World, pairs: float) -> dict[str, tuple[str, float]]:
             "P",
             3 * pairs * u.adapter_bytes / 1e9 * (u.joint_seconds > 0),
         ),
-        "GB: merged adapters, each kept twice": ("P M", 2 * pairs * u.adapters * u.merged_bytes / 1e9),
         "GB: pictures, each kept three times": ("P M", 3 * tasks * u.images * u.picture_bytes / 1e9),
         "files: pictures of one method": ("P", pairs * u.images),
         "files: all pictures, each kept three times": ("P M", 3 * tasks * u.images),

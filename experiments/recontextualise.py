@@ -18,12 +18,12 @@ from lorarar.data.catalog import pair_name
 from lorarar.diffusion.sampling import generate
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
-from lorarar.merging.klora import Schedule
 from lorarar.merging.registry import METHODS
 from lorarar.report import figures, tables
 from stages.shared.base_model import base_model
 from stages.shared.context import Context, present
 from stages.shared.entry_point import run
+from stages.shared.merging import merge_of
 
 
 def main(context: Context, of_subject: str, of_style: str) -> None:
@@ -35,9 +35,11 @@ def main(context: Context, of_subject: str, of_style: str) -> None:
     prompts = yaml.safe_load(Path("data/prompts.yaml").read_text(encoding="utf-8"))
     situations = prompts["recontextualisation"] + prompts["recontextualisation_figure_1"]
     methods = [method for method in context.params.evaluate.methods if method in METHODS]
-    merged = {m: present(context.artifacts / "merge" / m / f"{pair_name(subject, style)}.safetensors") for m in methods}
+    merged = {method: merge_of(context, method, (subject, style)) for method in methods}
+    for path in (path for merge in merged.values() for path in merge.reads):
+        present(path)
     model, settings = base_model(context).load(), context.knobs.generate.model_dump(exclude={"images_per_pair"})
-    adapters = {m: (Schedule if METHODS[m].schedule else Adapter).load(path) for m, path in merged.items()}
+    adapters = {method: merge.adapter() for method, merge in merged.items()}
     content, rows = Adapter.load(context.adapter(subject)), []
     references = [pictures.read(context.pictures(member)[0]) for member in (subject, style)]
     for situation in situations:

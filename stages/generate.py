@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorarar import pictures
-from lorarar.errors import UserError
+from lorarar.data.catalog import Pair, pair_name
+from lorarar.data.controls import CONTROLS
+from lorarar.merging.registry import METHODS
 from slurm.task import Task
 from stages.shared.base_model import Model, base_model
-from stages.shared.context import Context, Group, collect, present
+from stages.shared.context import Context, Group, collect
 from stages.shared.entry_point import run
+from stages.shared.merging import SampleMerged, merge_of
 from stages.shared.sample_task import Sample
 
 DRAWING = "lorarar/pocket/world"
 """The code that only drawn truths depend on: sampled images stay when it changes."""
+BEFORE = (
+    "lorarar/merging",
+    "lorarar/training",
+    "stages/shared/bank_members.py",
+    "stages/shared/flops.py",
+    "stages/shared/trained.py",
+)
+"""The code that makes adapters: images depend on it by their task's `Merge`, which has the code of its method only."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +56,18 @@ def main(context: Context) -> None:
     """Sample the pairs that are not there yet."""
     sampled: list[Task] = []
     drawn: list[Task] = []
-    merged = context.artifacts / "merge"
     for method in context.params.evaluate.methods:
         if method not in context.methods:
             print(f"generate {method}: no images: the truth of {context.base}'s photographs is not known")
-        plan = _read(merged / method / "plan.json")
+            continue
         for split in context.params.evaluate.splits:
-            for pair, entry in _split(plan, split, merged / method).items():
-                task = _task(context, method, split, pair, entry)
+            for pair in context.pairs(split):
+                task = _task(context, method, split, pair)
                 (drawn if isinstance(task.work, DrawTruth) else sampled).append(task)
     base = context.data / "base"
     found = context.fan_out(
-        Group(context.store("generate", base, without=DRAWING), sampled, "generate"),
-        Group(context.store("generate", base), drawn, "generate truth"),
+        Group(context.store("generate", base, without=(DRAWING, *BEFORE)), sampled, "generate"),
+        Group(context.store("generate", base, without=BEFORE), drawn, "generate truth"),
     )
     collect(context.artifacts / "generate", found[0] | found[1])
     for method in context.params.evaluate.methods:
@@ -67,31 +75,26 @@ def main(context: Context) -> None:
             (context.artifacts / "generate" / method / split).mkdir(parents=True, exist_ok=True)
 
 
-def _task(context: Context, method: str, split: str, pair: str, entry: dict[str, Any]) -> Task:
+def _task(context: Context, method: str, split: str, pair: Pair) -> Task:
     settings = context.knobs.generate.model_dump()
     # The same seeds for every method.
-    seeds = [context.seed("generate", pair, index) for index in range(settings.pop("images_per_pair"))]
-    name, model = f"{method}/{split}/{pair}", base_model(context)
-    if entry["prompt"] is None:
-        subject, style = pair.split("+")
-        scheme = context.params.evaluate.scheme
-        return Task(name, DrawTruth(model, subject, style, seeds, entry["vae"], scheme), [context.data / "world.yaml"])
-    adapter = context.artifacts / "merge" / method / f"{pair}.safetensors" if entry["adapter"] else None
-    work = Sample(model, str(adapter) if adapter else None, entry["prompt"], seeds, settings, entry["schedule"])
-    return Task(name, work, [adapter] if adapter else [])
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(present(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}); run `dvc repro merge`") from None
-
-
-def _split(plan: Any, split: str, folder: Path) -> dict[str, Any]:
-    if not isinstance(plan, dict) or split not in plan:
-        raise UserError(f"{folder / 'plan.json'}: no plan for {split}; run `dvc repro merge`")
-    return plan[split]
+    seeds = [context.seed("generate", pair_name(*pair), index) for index in range(settings.pop("images_per_pair"))]
+    name, model = f"{method}/{split}/{pair_name(*pair)}", base_model(context)
+    if method in METHODS:
+        merge = merge_of(context, method, pair)
+        sample = Sample(model, None, context.catalog.pair_prompt(*pair), seeds, settings)
+        return Task(name, SampleMerged(merge, sample), merge.reads)
+    control = CONTROLS[method]
+    if control.prompt is None:
+        names = (member.name for member in pair)
+        work = DrawTruth(model, *names, seeds, control.vae, context.params.evaluate.scheme)
+        return Task(name, work, [context.data / "world.yaml"])
+    prompt = {"pair": context.catalog.pair_prompt, "class": context.catalog.class_prompt}[control.prompt](*pair)
+    applied = {"content": pair[0], "style": pair[1], None: None}[control.adapter]
+    adapter = context.adapter(applied) if applied else None
+    return Task(
+        name, Sample(model, str(adapter) if adapter else None, prompt, seeds, settings), [adapter] * bool(adapter)
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import yaml
 
 from lorarar.data.catalog import Catalog, Pair, Split, Style, Subject, own_tables, pair_name
 from lorarar.data.controls import CONTROLS
+from lorarar.data.pairs import balanced
 from lorarar.errors import UserError
 from slurm.dry_run import show
 from slurm.local import cores
@@ -134,10 +135,14 @@ class Context:
         return [*self.subjects, *self.styles]
 
     def pairs(self, split: Split) -> list[Pair]:
-        """Pairs of a split that are evaluated."""
-        bank = self.knobs.bank
+        """Pairs of a split that are evaluated: those that `evaluate` lists or samples, or all."""
+        bank, evaluate = self.knobs.bank, self.params.evaluate
         pairs = self.catalog.pairs(split, bank.subjects, bank.styles)
-        return [pair for pair in pairs if _listed(pair_name(*pair), self.params.evaluate.pairs)]
+        if evaluate.sample:
+            subjects, styles = (list(dict.fromkeys(one.name for one in side)) for side in zip(*pairs, strict=True))
+            drawn = set(balanced(subjects, styles, evaluate.sample.pairs, evaluate.sample.seed))
+            return [(subject, style) for subject, style in pairs if (subject.name, style.name) in drawn]
+        return [pair for pair in pairs if _listed(pair_name(*pair), evaluate.pairs)]
 
     @property
     def evaluated(self) -> list[Pair]:
@@ -160,7 +165,7 @@ class Context:
         digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
         return int.from_bytes(digest[:4], "little") >> 1
 
-    def store(self, stage: str, *shared: Path, name: str = "", without: str = "-") -> Store:
+    def store(self, stage: str, *shared: Path, name: str = "", without: str | tuple[str, ...] = ()) -> Store:
         """Finished tasks of a stage.
 
         Parameters
@@ -170,7 +175,7 @@ class Context:
         name
             Folder of the store, by default the stage's name.
         without
-            Leave out the code below this path: it is run by other tasks of the stage.
+            Leave out the code below these paths: it is run by other tasks of the stage.
         """
         code = [path for path in code_of(stage) if not path.startswith(without)]
         return Store(self.work / (name or stage), paths_sha256([*map(present, code), *map(present, shared)]))

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from lorarar.data.controls import CONTROLS
 from lorarar.merging.registry import METHODS
 from lorarar.scoring.judges import JudgePrompts
 from stages.shared.context import Context
@@ -44,8 +43,8 @@ def costs(context: Context) -> list[Cost]:
     checkpointing = knobs.backbone.gradient_checkpointing
     pairs, members = context.evaluated, context.members
     merging = [name for name in methods if name in METHODS]
-    # Merged LoRAs have both ranks; a schedule is two LoRAs; controls apply one of them, or none.
-    merged = sum(2 if name in METHODS else CONTROLS[name].adapter is not None for name in methods)
+    # Merged LoRAs have both ranks, and a schedule is two LoRAs.
+    merged = 2 * len(merging) * context.params.keep_merged
     images = knobs.generate.images_per_pair * len(pairs) * len(methods)
     questions = sum(subject.images + 1 for subject, _ in pairs) * knobs.generate.images_per_pair * len(methods)
     # The judge in the paper's words is asked in stage score already.

@@ -68,6 +68,7 @@ class Params(Section):
     executor: Executor
     workers: Workers
     evaluate: Evaluate
+    keep_merged: bool = False
     headline_method: str
     study: Study
     bases: dict[str, Base]
@@ -235,7 +236,15 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
         kept = [name for name in found if evaluate.pairs is None or name in evaluate.pairs]
         if found and not kept:
             yield ("evaluate", "pairs"), f"none of the split {split}; add one, or remove the split"
+        if evaluate.sample and found and evaluate.sample.pairs > len(found):
+            reason = f"{evaluate.sample.pairs} is more than the {len(found)} pairs of the split {split}; lower it"
+            yield ("evaluate", "sample", "pairs"), reason
         pairs += found
+    if evaluate.sample and evaluate.pairs is not None:
+        yield (
+            ("evaluate", "sample"),
+            "draws from all pairs, but evaluate.pairs lists some; use one: `null` here or `all` there",
+        )
     yield from _names(("evaluate", "pairs"), "pair of these splits", evaluate.pairs, pairs)
 
 

@@ -267,7 +267,7 @@ class ReportInputs:
             if item["path"].startswith(str(context.artifacts)) and "generate" not in item["path"] and "md5" in item
         }
         hours, tasks = self.times["hours"], self.times["tasks"]
-        kept = [name for name in ("bank", *TRAINED, "merge") if name in outs]
+        kept = [name for name in ("bank", *TRAINED) if name in outs]
         versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "peft"))
         facts = [
             ("Command", "`make repro`, or `dvc repro`"),

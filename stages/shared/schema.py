@@ -132,12 +132,20 @@ class Score(Section):
     ranking: Ranking
 
 
+class Sample(Section):
+    """A balanced sample of the pairs of each split; the same for all methods."""
+
+    pairs: PositiveInt
+    seed: int = Field(ge=0)
+
+
 class Evaluate(Section):
-    """The methods and pairs that are compared, and the division they are from. `pairs` is None for all."""
+    """The methods and pairs that are compared, and their division. `pairs` and `sample` are None for all."""
 
     methods: list[str] = Field(min_length=1)
     splits: list[EvaluatedSplit] = Field(min_length=1)
     pairs: Names
+    sample: Sample | None = None
     scheme: str
 
 

@@ -40,11 +40,9 @@ def finished(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 MADE = {
     "reference picture of a subject": ("artifacts/pocket/images/subjects/dog8/02.png", "bank"),
     "reference picture of a style": ("artifacts/pocket/images/styles/glowing/00.png", "fit"),
-    "adapter of the bank": ("artifacts/pocket/bank/dog8.safetensors", "merge"),
+    "adapter of the bank": ("artifacts/pocket/bank/dog8.safetensors", "generate"),
     "adapter of the bank, in training": ("artifacts/pocket/bank/dog.safetensors", "fit"),
-    "hypernetwork": ("artifacts/pocket/hypernet/hypernet.safetensors", "merge"),
-    "merged adapter": ("artifacts/pocket/merge/lorarar/dog8+glowing.safetensors", "generate"),
-    "plan of what is sampled": ("artifacts/pocket/merge/lorarar/plan.json", "generate"),
+    "hypernetwork": ("artifacts/pocket/hypernet/hypernet.safetensors", "generate"),
     "generated picture": ("artifacts/pocket/generate/lorarar/test/dog8+glowing/01.png", "score"),
     "scores": ("artifacts/pocket/score/lorarar-test.parquet", "report"),
     "metrics": ("results/pocket/metrics/lorarar-test.json", "report"),

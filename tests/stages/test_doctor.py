@@ -85,7 +85,9 @@ def test_costs_are_the_papers_settings_times_counts() -> None:
     assert rows["generate"].hours == pytest.approx(4 * 25 * 10 * (100 * 6.761 + 10.47) / 34 / 3600)
     lora = 92_897_280 * 4 / 1e9
     assert rows["bank"].gigabytes == pytest.approx(3 * 56 * lora)
-    assert rows["merge"].gigabytes == pytest.approx(2 * 25 * (2 + 2 + 1) * lora)
+    assert rows["merge"].gigabytes == 0, "images need no merged file"
+    kept = replace(given, params=given.params.model_copy(update={"keep_merged": True}))
+    assert {c.stage: c.gigabytes for c in costs(kept)}["merge"] == pytest.approx(2 * 25 * (2 + 2) * lora)
 
 
 def test_pockets_hours_are_measured_ones_and_its_sizes_those_of_its_loras() -> None:

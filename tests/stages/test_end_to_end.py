@@ -63,10 +63,14 @@ def test_every_output_is_there(finished: Path) -> None:
         assert (results / "figures" / name).stat().st_size > 1000
 
 
-def test_merged_adapters_have_the_sum_of_the_ranks(finished: Path) -> None:
+def test_merged_adapters_are_kept_when_asked_and_have_the_sum_of_the_ranks(finished: Path, world: Path) -> None:
     from lorarar.lora.adapter import Adapter
 
-    adapter = Adapter.load(finished / "artifacts/pocket/merge/lorarar/dog8+glowing.safetensors")
+    assert not list((finished / "artifacts/pocket/merge").iterdir())
+    change(world, lambda params: params.update(keep_merged=True))
+    output = succeed(world, "dvc", "repro", "merge", "generate")
+    assert "Running stage 'merge'" in output and "Running stage 'generate'" not in output
+    adapter = Adapter.load(world / "artifacts/pocket/merge/lorarar/dog8+glowing.safetensors")
     assert set(adapter.ranks.values()) == {4}
 
 
@@ -140,11 +144,11 @@ def spoil(path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "spoiled", "stage"),
     [
-        ("artifacts/pocket/bank/dog8.safetensors", spoil, ["merge"]),
-        ("artifacts/pocket/bank/dog8.safetensors", Path.unlink, ["merge"]),
+        ("artifacts/pocket/bank/dog8.safetensors", spoil, ["generate"]),
+        ("artifacts/pocket/bank/dog8.safetensors", Path.unlink, ["generate"]),
         ("artifacts/pocket/images/subjects/dog8/02.png", Path.unlink, ["bank"]),
         ("artifacts/pocket/images/styles/glowing/00.png", spoil, ["bank"]),
-        ("artifacts/pocket/merge/lorarar/dog8+glowing.safetensors", spoil, ["generate"]),
+        ("artifacts/pocket/hypernet/hypernet.safetensors", spoil, ["generate"]),
         (
             "artifacts/pocket/generate/lorarar/test/dog8+glowing/00.png",
             Path.unlink,
@@ -180,6 +184,7 @@ def test_a_method_that_trains_is_a_row(world: Path) -> None:
     def add(params: dict[str, Any]) -> None:
         params["seeds"]["short"] = 0
         params["evaluate"]["methods"].append("short")
+        params["keep_merged"] = True
         for recipe in params["recipes"].values():
             recipe["short"] = recipe["ziplora"] | {"steps": 1}
 

@@ -58,6 +58,7 @@ def change(root: Path, base: str = "sdxl", **top: Any) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params |= {"base": base, "recipe": params["bases"][base]["recipe"], "executor": "inline", **top}
     params["evaluate"] |= {"methods": METHODS, "splits": ["test"], "pairs": "all"}
+    params["keep_merged"] = True
     for section, values in SMALL.items():
         params["recipes"]["sdxl"][section].update(values)
     (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from lorarar.data.catalog import Catalog
 from lorarar.errors import UserError
+from stages.shared.context import Context
 from stages.shared.params import FANNING_OUT, load
 from stages.shared.trained import TRAINED
 
@@ -19,6 +21,7 @@ CATALOG = Catalog.load(ROOT)
 POCKET = yaml.safe_load(TEXT)["recipes"]["pocket"]
 STEPS = f"steps: {POCKET['hypernet']['steps']} "
 RANK = f"rank: {POCKET['bank']['rank']} "
+SAMPLE = ("sample: null", "sample: {pairs: 5, seed: 0}")
 GUIDANCE = f"guidance: {POCKET['generate']['guidance']} "
 
 
@@ -91,6 +94,10 @@ def test_models_that_score_may_come_from_elsewhere(tmp_path: Path, old: str, new
         ("[val, test]", "[train]", "evaluate.splits.0: should be 'val' or 'test', not 'train'"),
         ("pairs: all", "pairs: [dog8+glow]", "did you mean dog8+glowing?"),
         ("pairs: all", "pairs: [dog8+glowing]", "evaluate.pairs: none of the split val"),
+        ("sample: null", "sample: {pairs: 0, seed: 0}", "evaluate.sample.pairs: should be greater than 0, not 0"),
+        ("sample: null", "sample: {pairs: 9}", "evaluate.sample.seed: is missing; add it"),
+        ("sample: null", "sample: {pairs: 26, seed: 0}", "evaluate.sample.pairs: 26 is more than the 25 pairs of the"),
+        ("pairs: all", "pairs: [dog8+glowing]\n  sample: {pairs: 2, seed: 0}", "evaluate.sample: appears twice"),
         ("subjects: all", "subjects: [dgo]", "recipes.pocket.bank.subjects.0: no subject is called 'dgo'"),
         ("subjects: all", "subjects: everything", "should be `all` or a list of names, not 'everything'"),
         ("subjects: all", "subjects: [dog8, dog2]", "recipes.pocket.bank: the hypernetwork needs at least one"),
@@ -166,6 +173,24 @@ def test_a_mistake_is_told_with_key_and_line(tmp_path: Path, old: str, new: str,
     changed = TEXT.replace(old, new, 1).splitlines()
     if key in new and not key.isdigit():
         assert key in changed[number - 1], "the line number points at the key"
+
+
+def test_a_sample_of_pairs_or_a_list_of_them(tmp_path: Path) -> None:
+    lines = problems(tmp_path / "params.yaml", ("pairs: all", "pairs: [dog8+glowing]"), SAMPLE)
+    assert any("evaluate.sample: draws from all pairs, but evaluate.pairs lists some" in line for line in lines)
+
+
+def test_a_sample_is_balanced_and_of_each_split(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(TEXT.replace(*SAMPLE), encoding="utf-8")
+    whole = Context.load()
+    sampled = replace(whole, params=load(tmp_path / "params.yaml", CATALOG))
+    for split in ("val", "test"):
+        pairs = sampled.pairs(split)
+        assert len(pairs) == 5 and set(pairs) < set(whole.pairs(split))
+        assert pairs == [pair for pair in whole.pairs(split) if pair in pairs], "in the order of the tables"
+        for place in (0, 1):
+            assert {pair[place] for pair in pairs} == {pair[place] for pair in whole.pairs(split)}, "each comes"
+    assert sampled.evaluated == [*sampled.pairs("val"), *sampled.pairs("test")]
 
 
 def test_all_problems_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
