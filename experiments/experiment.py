@@ -167,7 +167,8 @@ def changed(params: Mapping[str, Any], changes: Mapping[str, Any], path: Path) -
         section: Any = result
         for part in above:
             section = section.get(part) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or isinstance(value, dict):
+        whole = isinstance(section, dict) and section.get(last) is None  # nothing there to give keys of
+        if not isinstance(section, dict) or (isinstance(value, dict) and not whole):
             reason = "give its keys one by one" if isinstance(value, dict) else "params.yaml has no such key"
             raise UserError(f"{path}: {key}: {reason}")
         section[last] = value
@@ -178,6 +179,8 @@ def changed(params: Mapping[str, Any], changes: Mapping[str, Any], path: Path) -
 
 def hydra(value: Any) -> str:
     """Write a value as `dvc exp run -S` takes it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{hydra(of)}" for key, of in value.items()) + "}"
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -321,9 +321,9 @@ def _base(adapters: Sequence[Adapter], files: Sequence[Path], notes: list[str]) 
                 f"{told[0][0]} says that it is for {told[0][1]}, {file} for {claim}: merge adapters of one base model"
             )
     linear = [base_models.possible(adapter.layers) for adapter in adapters]
-    for file, claim, names in zip(files, claims, linear, strict=True):
-        if claim and names and claim not in names:
-            notes.append(f"{file}: says that it is for {claim}, but its layers are of {' or '.join(names)}")
+    for file, said, names in zip(files, claims, linear, strict=True):
+        if said and names and said not in names:
+            notes.append(f"{file}: says that it is for {said}, but its layers are of {' or '.join(names)}")
     ours, *others = (adapter.matrices.keys() for adapter in adapters)
     for file, theirs in zip(files[1:], others, strict=True):
         shared = len(ours & theirs)

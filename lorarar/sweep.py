@@ -54,7 +54,7 @@ class Axis:
         if not values or not (setting == "method" or (kind in ("weights", "options") and name)):
             raise UserError(f"--over {text}: write method=A,B or weights.NAME=0.4:1.2:0.2 or options.NAME=0.3,0.5")
         if kind != "method" and values.count(":") == 2 and "," not in values:
-            found = _range(values, text)
+            found: tuple[Any, ...] = _range(values, text)
         else:
             found = tuple(value if kind == "method" else literal(value) for value in values.split(","))
         if any(value == "" or found.count(value) > 1 for value in found):
@@ -210,8 +210,9 @@ class Drawing:
             path = folder / point.name
             known = methods()[point.recipe.method or api.default_method(point.recipe.options)]
             merged = (Schedule if known.schedule else Adapter).load(path)
-            settings = {"seeds": [self.seed], "steps": self.steps, "guidance": self.guidance}
-            (drawn[tuple(point.settings.values())],) = generate(backbone, merged, self.prompt, **settings)
+            (drawn[tuple(point.settings.values())],) = generate(
+                backbone, merged, self.prompt, seeds=[self.seed], steps=self.steps, guidance=self.guidance
+            )
         first, *others = axes
         rows = [
             (

@@ -86,15 +86,13 @@ def _task(context: Context, method: str, split: str, pair: Pair) -> Task:
         return Task(name, SampleMerged(merge, sample), merge.reads)
     control = CONTROLS[method]
     if control.prompt is None:
-        names = (member.name for member in pair)
-        work = DrawTruth(model, *names, seeds, control.vae, context.params.evaluate.scheme)
+        subject, style = pair
+        work = DrawTruth(model, subject.name, style.name, seeds, control.vae, context.params.evaluate.scheme)
         return Task(name, work, [context.data / "world.yaml"])
     prompt = {"pair": context.catalog.pair_prompt, "class": context.catalog.class_prompt}[control.prompt](*pair)
     applied = {"content": pair[0], "style": pair[1], None: None}[control.adapter]
-    adapter = context.adapter(applied) if applied else None
-    return Task(
-        name, Sample(model, str(adapter) if adapter else None, prompt, seeds, settings), [adapter] * bool(adapter)
-    )
+    reads = [context.adapter(applied)] if applied else []
+    return Task(name, Sample(model, str(reads[0]) if reads else None, prompt, seeds, settings), reads)
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ class Expansion:
         updates = {stem: left for stem, parts in updates.items() if (left := self._with_a_place(stem, parts))}
         kinds = {stem: self._kind(stem, parts) for stem, parts in updates.items()}
         based = {
-            stem: "DoRA" if MAGNITUDE in updates[stem] else kind.name
+            stem: kind.name if kind and MAGNITUDE not in updates[stem] else "DoRA"
             for stem, kind in kinds.items()
             if MAGNITUDE in updates[stem] or (kind and kind.needs_base)
         }

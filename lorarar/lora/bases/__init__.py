@@ -89,7 +89,7 @@ class Base:
 
         The scheme "" has the paths themselves.
         """
-        own = {path: (path,) for path in self.shapes}
+        own: dict[str, tuple[str, ...]] = {path: (path,) for path in self.shapes}
         return {"": own} | {
             scheme: {
                 name: paths for pattern, target in rules.items() for name, paths in self._numbered(pattern, target)
