@@ -343,7 +343,7 @@ def _compared(pair: tuple[Path, Path]) -> dict[str, Any]:
 def _prompt(session: Session) -> str:
     """The prompt of two examples; empty if a file is another, or a style is taken for a subject."""
     known = shipped.examples()
-    names = [file.stem for side in ("content", "style") if (file := session.files.get(side)) in known.values()]
+    names = [file.stem for side in ("content", "style") if (file := session.files.get(side)) and file in known.values()]
     if len(names) < 2:
         return ""
     with suppress(UserError, ModuleNotFoundError):  # the tables of subjects need PyYAML, which draws too
