@@ -255,7 +255,7 @@ def _combine(recipe: Recipe, adapters: Iterator[Adapter], dtype: torch.dtype) ->
 
 def _sources(recipe: Recipe, found: Iterator[dict[str, str]]) -> Any:
     """The recipe's files for metadata: those of a pair by their names, others in a list, with their weights."""
-    if [part.name for part in recipe.parts] == ["content", "style"] and not recipe.where:
+    if [(part.name, part.weight) for part in recipe.parts] == [("content", None), ("style", None)] and not recipe.where:
         return {part.name: next(found) for part in recipe.parts}
     return [
         part.details

@@ -132,7 +132,7 @@ def test_sparse_merges_of_many_are_the_published_formulas(
         "dare": (True, False), "ties": (False, True), "dare_ties": (True, True), "magnitude_prune": (False, False),
     }.items():  # fmt: skip
         options = {"weights": weights, "density": density, "seed": 3}
-        dense = METHODS[name].merge(*adapters, space="delta", rank=16, **options)
+        dense = METHODS[name].merge(*adapters, space="delta", rank=20, **options)
         padded = METHODS[name].merge(*adapters, **options)
         for path in dense.layers:
             random = generator(3, *path.encode()) if randomly else None
@@ -204,9 +204,10 @@ def test_order_does_not_matter_where_the_formula_has_none(name: str) -> None:
         close(before.layers[path].delta, after.layers[path].delta)
 
 
-@pytest.mark.parametrize("name", ["direct", "concat", "average", "core_sum", "svd", "dare", "magnitude_prune",
-                                  "core_dare", "balanced", "balanced_layers"])  # fmt: skip
+@pytest.mark.parametrize("name", ["direct", "concat", "average", "core_sum", "svd", "magnitude_prune", "balanced",
+                                  "balanced_layers"])  # fmt: skip
 def test_a_weight_of_zero_removes_an_adapter(name: str) -> None:
+    """Left out: masks and signs that an adapter of weight 0 has a part in; commands and recipes leave it out first."""
     adapters = [make(rank, seed) for seed, rank in enumerate((3, 2, 2))]
     options = {"rank": 3} if name == "svd" else {}
     with_zero = METHODS[name].merge(*adapters, weights=(0.7, -0.4, 0.0), **options)

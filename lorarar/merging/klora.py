@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import ChainMap, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -54,7 +54,7 @@ class Schedule:
 
     def at(self, progress: float) -> Adapter:
         """The adapter for the step before which the share `progress`, in [0, 1), of all steps was done."""
-        layers = dict(ChainMap(*(dict(adapter.layers) for adapter in self.adapters)))
+        layers = {path: factors for adapter in reversed(self.adapters) for path, factors in adapter.layers.items()}
         for path, turns in self.turns.items():
             takers = owners(path, self.adapters)
             layers[path] = takers[sum(turn <= progress + ROUNDING for turn in turns) % len(takers)].layers[path]

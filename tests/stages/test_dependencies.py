@@ -104,3 +104,8 @@ def test_an_import_inside_of_a_function_counts() -> None:
     assert "lorarar/pictures.py" in closure("stages/bank.py") and "stages/shared/context.py" in closure(
         "stages/bank.py"
     )
+
+
+def test_stages_that_merge_depend_on_every_method_that_the_table_names() -> None:
+    methods = {str(path.relative_to(ROOT)) for path in ROOT.glob("lorarar/merging/*.py")}
+    assert {path for path in methods if code(path)} <= closure("stages/merge.py")
