@@ -160,7 +160,10 @@ def create_app(
                 async for piece in request.stream():
                     file.write(piece)
             return await run_in_threadpool(_take, session, side, place)
-        except (UserError, ClientDisconnect, OSError):
+        except ClientDisconnect:
+            session.forget(side)
+            raise Refusal(400, f"{place.name}: did not arrive whole; send it again") from None
+        except (UserError, OSError):
             session.forget(side)
             raise
 
