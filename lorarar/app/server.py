@@ -313,7 +313,7 @@ async def _sweep(sessions: Sessions) -> None:
 
 
 def _take(session: Session, side: Side, file: Path) -> dict[str, Any]:
-    """Reads a file and keeps it as the visitor's; what the page shows of it."""
+    """Reads a file, keeps it as the visitor's, and returns the figures that the page shows."""
     adapter = Adapter.load(file)
     adapter.check(str(file))
     found = contents(adapter)

@@ -51,7 +51,7 @@ def pair(adapters, tmp_path: Path) -> tuple[Path, Path]:
 
 
 class Page:
-    """What a visitor does and sees."""
+    """A visitor's hands and eyes."""
 
     def __init__(self, browser: webdriver.Chrome, url: str) -> None:
         self.browser = browser
@@ -76,7 +76,7 @@ class Page:
         self.until(lambda: words in self.find(selector).text)
 
     def write(self, selector: str, text: str) -> None:
-        """Type into a field in place of what is in it, and leave it."""
+        """Replace the text of a field, and leave it."""
         self.find(selector).send_keys(Keys.CONTROL, "a")
         self.find(selector).send_keys(text, Keys.TAB)
 

@@ -1,4 +1,4 @@
-"""The app's answers: files in, what is in them, merges and pictures out; and what is refused."""
+"""The app's answers: files in, their contents, merges and pictures out; and refusals."""
 
 from __future__ import annotations
 
