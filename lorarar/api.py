@@ -66,11 +66,11 @@ def merge(
         found = _read(*(formats.locate(_file(part)) for part in recipe.files), check=True)
         merged = _combine(recipe, iter(found), dtype)
     else:
-        row = _method(method or default_method(options), options)
+        row = _method(method, options)
         given = [adapter for adapter in adapters if not isinstance(adapter, Recipe)]
         if len(given) < len(adapters):
             raise UserError("a recipe is merged alone; make it a part of another recipe")
-        merged = row.merge(*_read(*given, check=True), **options, dtype=dtype)
+        merged = row.merge(*_read(*given, check=True), **_loaded(options), dtype=dtype)
     return merged.computed() if isinstance(merged, Adapter) else merged
 
 
@@ -151,8 +151,7 @@ def merge_recipe(recipe: Recipe, out: Path, *, force: bool = False) -> list[str]
 def check(recipe: Recipe) -> None:
     """Raise `UserError` if a method, option, number of adapters or dtype is wrong; reads no adapter."""
     with _told(recipe.where):
-        options = dict(recipe.options)
-        row = _method(recipe.method or default_method(options), options)
+        row = _method(recipe.method, recipe.options)
         row.require(sum(part.weight != 0 for part in recipe.parts))
         if recipe.dtype and recipe.dtype not in formats.DTYPES:
             raise UserError(f"dtype {recipe.dtype}: unknown; choose one of {', '.join(formats.DTYPES)}")
@@ -163,17 +162,16 @@ def check(recipe: Recipe) -> None:
 
 def _write(recipe: Recipe, out: Path, force: bool) -> list[str]:
     check(recipe)
-    dtype, given = recipe.dtype, dict(recipe.options)
+    dtype = recipe.dtype
     files = [formats.locate(_file(part)) for part in recipe.files]
     refuse_existing(out, force, *files)
     notes = []
-    method = recipe.method or default_method(given)
-    row = _method(method, given)
+    row = _method(recipe.method, recipe.options)
+    method = row.name
     if recipe.method is None:
         count = len(recipe.parts)
         sum_of = f", the sum of {count} adapters" if method == "direct" and count != 2 else ""
         notes.append(f"method {method}: {row.title}{sum_of}; `lorarar methods` lists the others")
-    recorded = {key: str(value) if isinstance(value, Path) else value for key, value in recipe.options.items()}
     if row.schedule and recipe.format:
         raise UserError(f"method {method}: writes a schedule, not a LoRA, so --format does not apply; leave it out")
     with ThreadPoolExecutor(2) as background:
@@ -193,7 +191,7 @@ def _write(recipe: Recipe, out: Path, force: bool) -> list[str]:
             )
             merged.metadata |= {
                 "lorarar.method": method,
-                "lorarar.options": json.dumps(recorded, sort_keys=True),
+                "lorarar.options": json.dumps(_recorded(recipe.options), sort_keys=True),
                 "lorarar.sources": json.dumps(_sources(recipe, found), sort_keys=True),
                 "lorarar.base": base_models.guess({p: f for a in adapters for p, f in a.layers.items()}),
                 "lorarar.version": __version__,
@@ -230,8 +228,7 @@ def _write(recipe: Recipe, out: Path, force: bool) -> list[str]:
 
 def _combine(recipe: Recipe, adapters: Iterator[Adapter], dtype: torch.dtype) -> Adapter | Schedule:
     """Merge as a recipe says; `adapters` are those of `recipe.files`, in that order."""
-    options = dict(recipe.options)
-    row = _method(recipe.method or default_method(options), options)
+    row, options = _method(recipe.method, recipe.options), _loaded(recipe.options)
     takes, kept = "weights" in row.options, list[tuple[Adapter, float]]()
     for part in recipe.parts:
         if isinstance(part.source, Recipe):
@@ -257,15 +254,21 @@ def _sources(recipe: Recipe, found: Iterator[dict[str, str]]) -> Any:
     """The recipe's files for metadata: those of a pair by their names, others in a list, with their weights."""
     if [(part.name, part.weight) for part in recipe.parts] == [("content", None), ("style", None)] and not recipe.where:
         return {part.name: next(found) for part in recipe.parts}
-    return [
-        part.details
-        | (
-            {"method": part.source.method, "sources": _sources(part.source, found)}
-            if isinstance(part.source, Recipe)
-            else next(found)
-        )
-        for part in recipe.parts
-    ]
+    listed = []
+    for part in recipe.parts:
+        source: Mapping[str, Any]
+        if isinstance(inner := part.source, Recipe):
+            method = inner.method or default_method(inner.options)
+            source = {"method": method, "options": _recorded(inner.options), "sources": _sources(inner, found)}
+        else:
+            source = next(found)
+        listed.append({**part.details, **source})
+    return listed
+
+
+def _recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as metadata keep them."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
 
 
 def _file(part: Part) -> Path:
@@ -336,9 +339,9 @@ def _read(*given: Adapter | Path | str, check: bool = False) -> list[Adapter]:
     return adapters
 
 
-def _method(name: str, options: dict[str, Any]) -> Method:
-    """The method's row, if it has these options; a hypernetwork's file is loaded into `options`."""
-    known = methods()
+def _method(name: str | None, options: Mapping[str, Any]) -> Method:
+    """The method's row, if it has these options; that of `default_method` for None."""
+    name, known = name or default_method(options), methods()
     if name not in known:
         raise UserError(f"method {name}: unknown; choose one of {', '.join(known)}")
     method = known[name]
@@ -349,8 +352,12 @@ def _method(name: str, options: dict[str, Any]) -> Method:
     for key in options:
         if key not in method.options and (key, method.needs) != ("hypernet", "hypernet"):
             raise UserError(f"method {name}: has no option {key}; it has {', '.join(method.options) or 'none'}")
-    if isinstance(hypernet := options.get("hypernet"), str | Path):
-        options["hypernet"] = HyperNetwork.load(hypernet)
-    elif "hypernet" in options and not isinstance(hypernet, HyperNetwork):
+    if not isinstance(hypernet := options.get("hypernet", Path()), str | Path | HyperNetwork):
         raise UserError(f"hypernet {hypernet}: give the file of a trained hypernetwork")
     return method
+
+
+def _loaded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with the hypernetwork in the place of its file."""
+    hypernet = options.get("hypernet")
+    return dict(options) | ({"hypernet": HyperNetwork.load(hypernet)} if isinstance(hypernet, str | Path) else {})

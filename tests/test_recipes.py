@@ -182,7 +182,8 @@ def test_a_recipe_does_what_its_keys_say(folder, monkeypatch) -> None:
     cat, oil, more = json.loads(whole.metadata["lorarar.sources"])
     assert cat == {"file": "cat.safetensors", "sha256": sha256("cat.safetensors"), "weight": 1.0}
     assert oil["blocks"] == {"down_blocks.1-2": 0.5, "up_blocks.0.attentions.1": 0} and oil["weight"] == 0.8
-    assert more["method"] == "average" and [s["file"] for s in more["sources"]] == [
+    assert (more["method"], more["options"]) == ("average", {})
+    assert [s["file"] for s in more["sources"]] == [
         "hat.safetensors",
         "cat.safetensors",
     ]
