@@ -1,4 +1,4 @@
-"""What the web servers have in common: a guard before every request, headers, files of the pages, the socket."""
+"""Parts that the web servers share: a guard before every request, headers, files of the pages, the socket."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Guard:
         Request -> largest body in bytes.
     hosts
         Names by which the server may be asked, without port; none allows all, for a server behind a proxy. A page of
-        another site whose name was pointed here (DNS rebinding) is refused so, and so is what another site sends.
+        another site whose name was pointed here (DNS rebinding) is refused so, and so are its requests across.
     """
 
     def __init__(self, app: ASGIApp, largest: Callable[[Scope], int], hosts: Collection[str] = ()) -> None:
@@ -94,7 +94,7 @@ def hostname(host: str) -> str:
 
 
 def failure(status: int, message: str) -> JSONResponse:
-    """An answer with one line that says what is wrong."""
+    """An answer whose body is one line about a mistake."""
     return JSONResponse({"error": message}, status)
 
 

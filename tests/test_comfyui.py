@@ -112,7 +112,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reports(home: Path) -> dict[str, dict]:
-    """What the node says of itself, and what it returns for each call, from one process: torch is slow to import."""
+    """The node's description of itself, and its answer to each call, from one process: torch is slow to import."""
     done = start(home, [PAIR | call for call in CALLS.values()])
     assert done.returncode == 0, done.stderr
     return dict(zip(["node", *CALLS], map(json.loads, done.stdout.splitlines()), strict=True))

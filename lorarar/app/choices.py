@@ -1,4 +1,4 @@
-"""What the page offers: methods with their options, as the registry's rows have them."""
+"""Choices of the page: methods with their options, as the registry's rows have them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorarar.merging.registry import Method, methods
 from lorarar.recipe import Part, Recipe
 
 FORMATS = [name for name in formats.WRITERS if not formats.sidecars("merged.safetensors", name)]
-"""Formats of one file: what a browser downloads."""
+"""Formats of one file, which a browser can download."""
 
 
 def rows(hypernet: bool) -> list[dict[str, Any]]:

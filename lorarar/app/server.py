@@ -160,7 +160,10 @@ def create_app(
                 async for piece in request.stream():
                     file.write(piece)
             return await run_in_threadpool(_take, session, side, place)
-        except (UserError, ClientDisconnect, OSError):
+        except ClientDisconnect:
+            session.forget(side)
+            raise Refusal(400, f"{place.name}: did not arrive whole; send it again") from None
+        except (UserError, OSError):
             session.forget(side)
             raise
 
@@ -310,7 +313,7 @@ async def _sweep(sessions: Sessions) -> None:
 
 
 def _take(session: Session, side: Side, file: Path) -> dict[str, Any]:
-    """Reads a file and keeps it as the visitor's; what the page shows of it."""
+    """Reads a file, keeps it as the visitor's, and returns the figures that the page shows."""
     adapter = Adapter.load(file)
     adapter.check(str(file))
     found = contents(adapter)
@@ -343,8 +346,7 @@ def _compared(pair: tuple[Path, Path]) -> dict[str, Any]:
 def _prompt(session: Session) -> str:
     """The prompt of two examples; empty if a file is another, or a style is taken for a subject."""
     known = shipped.examples()
-    files = [session.files.get(side) for side in ("content", "style")]
-    names = [file.stem for file in files if file and file in known.values()]
+    names = [file.stem for side in ("content", "style") if (file := session.files.get(side)) and file in known.values()]
     if len(names) < 2:
         return ""
     with suppress(UserError, ModuleNotFoundError):  # the tables of subjects need PyYAML, which draws too

@@ -33,7 +33,7 @@ class Refusal(Exception):
 
 @dataclass
 class Job:
-    """Work that a visitor asked for, and what became of it."""
+    """Work that a visitor asked for, and its result."""
 
     kind: str
     number: int
@@ -61,7 +61,7 @@ class Session:
     ----------
     folder : holds everything that the visitor sent and got; it exists from the first file on.
     files : uploaded files, or examples.
-    shown : what the page tells about each file.
+    shown : the figures of each file on the page.
     """
 
     folder: Path
@@ -84,7 +84,7 @@ class Session:
         return self.folder / side / f"{path.stem[:80]}{path.suffix.lower()}"
 
     def forget(self, side: Side) -> None:
-        """Removes the file of a side, and what was made with it stays."""
+        """Removes the file of a side; files that were made with it stay."""
         self.files.pop(side, None)
         self.shown.pop(side, None)
         shutil.rmtree(self.folder / side, ignore_errors=True)

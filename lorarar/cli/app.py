@@ -56,4 +56,6 @@ def run(
         raise UserError(f"--base {base}: no such folder; give the folder of a base model")
     if artist is None:
         typer.echo("no pictures: install 'lorarar[app,pocket]', or give --base", err=True)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        typer.echo("anyone who reaches this address can use the page: put TLS and passwords in front of it", err=True)
     serve(host, port, artist=artist, hypernet=hypernet, largest=largest * 10**6, keep=keep * 60, names=allow_host or ())

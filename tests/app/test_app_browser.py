@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import uvicorn
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import lorarar
+from lorarar.app import server as app_server
 from lorarar.app.drawing import Artist
 from lorarar.app.server import create_app
 from lorarar.app.sessions import Sessions
@@ -49,10 +51,12 @@ def pair(adapters, tmp_path: Path) -> tuple[Path, Path]:
 
 
 class Page:
-    """What a visitor does and sees."""
+    """A visitor's hands and eyes."""
 
     def __init__(self, browser: webdriver.Chrome, url: str) -> None:
-        self.browser, self.wait = browser, WebDriverWait(browser, 120)
+        self.browser = browser
+        # A page that is loads again takes its elements away.
+        self.wait = WebDriverWait(browser, 120, ignored_exceptions=[StaleElementReferenceException])
         browser.get(url)
         self.until(lambda: self.find("#method").get_attribute("value"))
 
@@ -72,7 +76,7 @@ class Page:
         self.until(lambda: words in self.find(selector).text)
 
     def write(self, selector: str, text: str) -> None:
-        """Type into a field in place of what is in it, and leave it."""
+        """Replace the text of a field, and leave it."""
         self.find(selector).send_keys(Keys.CONTROL, "a")
         self.find(selector).send_keys(text, Keys.TAB)
 
@@ -146,6 +150,24 @@ def test_mistakes_are_shown_where_they_are_made(browser, server, pair, tmp_path)
     page.find("#merge").click()
     page.until(lambda: page.find("#result .problem").is_displayed())
     assert page.find("#result .problem").text and page.find("#merge").is_enabled()
+
+
+def test_a_long_merge_shows_that_it_goes_on(browser, server, pair, monkeypatch) -> None:
+    gate, real = threading.Event(), app_server.merge_recipe
+    monkeypatch.setattr(app_server, "merge_recipe", lambda *given: gate.wait(120) and real(*given))
+    page = Page(browser, server)
+    page.choose("content", pair[0])
+    page.choose("style", pair[1])
+    page.until(lambda: page.find("#merge").is_enabled())
+    page.shows("#fit", "layers in both")
+    page.find("#merge").click()
+    page.shows("#merging", "Merging")
+    first = page.find("#merging").text
+    page.until(lambda: page.find("#merging").text != first)
+    assert page.find("#merging progress").is_displayed() and not page.find("#merge").is_enabled()
+    gate.set()
+    page.shows("#merged", "Download cat+oil")
+    assert not page.find("#merging").is_displayed() and page.find("#merge").is_enabled()
 
 
 def test_it_works_by_keyboard(browser, server) -> None:

@@ -1,4 +1,4 @@
-"""The app's answers: files in, what is in them, merges and pictures out; and what is refused."""
+"""The app's answers: files in, their contents, merges and pictures out; and refusals."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from lorarar.app.server import SMALL, create_app
 from lorarar.app.sessions import Sessions
 from lorarar.contents import compare
 from lorarar.diffusion.sampling import generate
+from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
 from lorarar.merging.registry import methods
+from lorarar.recipe import Part, Recipe
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples/pocket"
@@ -349,3 +351,13 @@ def test_mistakes_of_the_command_are_one_line(monkeypatch, capsys) -> None:
             main()
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert end.value.code == 2 and error.startswith("error: ") and message in error
+
+
+def test_a_recipe_is_merged_alone_and_has_its_method(pair) -> None:
+    recipe = Recipe(tuple(Part(name, file) for name, file in zip("ab", pair, strict=True)), "average")
+    merged, wanted = lorarar.merge(recipe), lorarar.merge(*pair, method="average")
+    assert all(all(map(torch.equal, merged.layers[path], factors)) for path, factors in wanted.layers.items())
+    with pytest.raises(UserError, match="a recipe is merged alone"):
+        lorarar.merge(recipe, pair[0])
+    with pytest.raises(UserError, match="a recipe has its method and options"):
+        lorarar.merge(recipe, method="direct")
