@@ -157,6 +157,11 @@ def test_models_that_score_may_come_from_elsewhere(tmp_path: Path, old: str, new
             "should be 'auto', 'float32' or 'bfloat16', not 'float16'",
         ),
         ("{minutes: 60", "{minutes: 0", "resources.pocket.hypernet.minutes: should be greater than 0, not 0"),
+        (
+            "    hypernet: {minutes: 60",
+            "    hypernet: {gpus: 3, minutes: 60",
+            "hypernet.gpus: 3 GPUs cannot share recipes.poc",
+        ),
         ("bases:", "bases: [", "not YAML"),
     ],
 )
