@@ -86,14 +86,13 @@ def _task(context: Context, method: str, split: str, pair: Pair) -> Task:
         return Task(name, SampleMerged(merge, sample), merge.reads)
     control = CONTROLS[method]
     if control.prompt is None:
-        names = (member.name for member in pair)
-        return Task(name, DrawTruth(model, *names, seeds, control.vae), [context.data / "world.yaml"])
+        truth = DrawTruth(model, pair[0].name, pair[1].name, seeds, control.vae)
+        return Task(name, truth, [context.data / "world.yaml"])
     prompt = {"pair": context.catalog.pair_prompt, "class": context.catalog.class_prompt}[control.prompt](*pair)
     applied = {"content": pair[0], "style": pair[1], None: None}[control.adapter]
     adapter = context.adapter(applied) if applied else None
-    return Task(
-        name, Sample(model, str(adapter) if adapter else None, prompt, seeds, settings), [adapter] * bool(adapter)
-    )
+    work = Sample(model, str(adapter) if adapter else None, prompt, seeds, settings)
+    return Task(name, work, [adapter] if adapter else [])
 
 
 if __name__ == "__main__":
