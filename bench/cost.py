@@ -176,10 +176,6 @@ def terms(u: Units, w: World, pairs: float) -> dict[str, tuple[str, float]]:
         "core hours, one process: plan and check tasks": ("P M", 2 * tasks * (u.plan_seconds + u.check_seconds) / 3600),
         "core hours, one process: collect and hash": ("P M", tasks * (u.collect_seconds + u.dvc_seconds) / 3600),
         "GB: bank": ("N", w.adapters * u.adapter_bytes / 1e9),
-        "GB of memory: bank in one process (hypernet)": (
-            "N",
-            (w.adapters - w.test_subjects - w.test_styles) * u.adapter_bytes / 1e9,
-        ),
         "GB: LoRAs of joint training, each kept three times": (
             "P",
             3 * pairs * u.adapter_bytes / 1e9 * (u.joint_seconds > 0),

@@ -378,7 +378,8 @@ def make_executor(
     """
     exclude = ",".join(filter(None, [site.exclude, *sorted(bad_nodes)]))
     threads = {name: str(array.asked["cpus"]) for name, value in ONE_THREAD.items() if value == "1"}
-    variables = {**ONE_THREAD, **threads, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(code)}
+    ours = {name: value for name, value in os.environ.items() if name.startswith("LORARAR_")}  # also with --export=NONE
+    variables = {**ours, **ONE_THREAD, **threads, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(code)}
     return site.executor(
         array.folder,
         array.asked,

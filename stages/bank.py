@@ -13,6 +13,7 @@ from stages.shared.bank_members import Member, bank_member
 from stages.shared.base_model import Setting, training_setting
 from stages.shared.context import Context, Group, collect
 from stages.shared.entry_point import run
+from stages.shared.tracking import of_task, tracked
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,19 @@ class TrainAdapter:
         from lorarar.training.checkpoint import Checkpoint
         from lorarar.training.dreambooth import train_adapter
 
-        adapter = train_adapter(
-            self.setting.model.load(),
-            self.member.pixels(self.setting.resolution),
-            [self.member.prompt] * len(self.member.images),
-            **self.knobs,
-            rank=self.setting.rank,
-            gradient_checkpointing=self.setting.gradient_checkpointing,
-            eight_bit_adam=self.setting.eight_bit_adam,
-            seed=self.seed,
-            checkpoint=Checkpoint(state(folder), stop=asked_to_stop),
-        )
+        with tracked(*of_task(folder, self.member.name)) as log:
+            adapter = train_adapter(
+                self.setting.model.load(),
+                self.member.pixels(self.setting.resolution),
+                [self.member.prompt] * len(self.member.images),
+                **self.knobs,
+                rank=self.setting.rank,
+                gradient_checkpointing=self.setting.gradient_checkpointing,
+                eight_bit_adam=self.setting.eight_bit_adam,
+                seed=self.seed,
+                checkpoint=Checkpoint(state(folder), stop=asked_to_stop),
+                progress=lambda step, loss: log(step, {"loss": loss}),
+            )
         adapter.metadata["prompt"] = self.member.prompt
         adapter.save(folder / "adapter.safetensors")
 

@@ -23,6 +23,7 @@ BEFORE = (
     "lorarar/training",
     "stages/shared/bank_members.py",
     "stages/shared/flops.py",
+    "stages/shared/launch.py",
     "stages/shared/trained.py",
 )
 """The code that makes adapters: images depend on it by their task's `Merge`, which has the code of its method only."""

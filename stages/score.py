@@ -17,6 +17,7 @@ from stages.shared.context import Context, Group, collect
 from stages.shared.entry_point import run
 from stages.shared.images_to_score import PairImages, images_to_score
 from stages.shared.scoring_models import PROMPTS, ModelNames, model_names, provenance
+from stages.shared.tracking import tracked
 
 if TYPE_CHECKING:
     from lorarar.pocket.recogniser import Recogniser
@@ -108,6 +109,8 @@ def main(context: Context) -> None:
         references = sorted({Path(path) for pair in pairs.values() for path in pair.references})
         figures["provenance"] = provenance(context, _models(folders)) | {"references": paths_sha256(references)[:12]}
         write_json(metrics, figures)
+        with tracked(context.work / "tracking", f"metrics/{method}-{split}") as log:
+            log(0, {name: value for name, value in figures.items() if isinstance(value, float)})
     for kind, out in (("score", context.artifacts / "score"), ("metrics", context.results / "metrics")):
         collect(out, {path.name: path for path in sorted((hidden / kind).iterdir())})
 

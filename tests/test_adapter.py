@@ -161,7 +161,7 @@ DOWN, UP = f"unet.{PATH}.lora.down.weight", f"unet.{PATH}.lora.up.weight"
         ({DOWN: torch.ones(2, 6), UP: torch.ones(4, 2), f"unet.{PATH}.alpha": torch.ones(2)}, "is no number"),
         ({DOWN: torch.ones(2, 6), f"unet.{DOWN}": torch.ones(2, 6)}, "second `down` of its layer"),
         ({DOWN: torch.ones(2, 6), UP: torch.ones(4, 2), f"unet.{PATH}.bias": torch.ones(4)}, r"bias is not part of"),
-        ({f"unet.{PATH}.lora_magnitude_vector": torch.ones(4)}, "not part of a plain LoRA"),
+        ({f"unet.{PATH}.lora_magnitude_vector": torch.ones(4)}, "is DoRA, which depends on the base's weights"),
         ({"something.else": torch.ones(4)}, "no UNet LoRA"),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_merge_opens_where_its_inputs_came_from(name: str, base: str, tmp_path
         ("lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight", "T5"),
         ("lora_unet_mid_block_attentions_0_proj_in.a1.weight", "is GLoRA"),
         ("lora_unet_mid_block_attentions_0_proj_in.oft_blocks", "is OFT"),
-        ("lora_unet_mid_block_attentions_0_proj_in.on_input", "is IA3"),
+        ("lora_unet_mid_block_attentions_0_proj_in.on_input", "on_input is no number"),
         ("base_model.model.vae.decoder.lora_A.weight", "no UNet or text encoder"),
     ],
 )

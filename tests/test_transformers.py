@@ -44,7 +44,11 @@ RIGHT = {
 }
 """Layouts that diffusers' own converters read right."""
 FULL_ONLY = {("kohya", "FluxTransformer2DModel"), ("kohya", "ChromaTransformer2DModel")}
-TRAINING_FREE = [name for name, method in METHODS.items() if not method.needs and not method.schedule]
+UNET_BLOCKS = ("blora_blocks", "craft_blocks")
+"""Methods whose papers name blocks of the UNet."""
+TRAINING_FREE = [
+    name for name, method in METHODS.items() if not method.needs and not method.schedule and name not in UNET_BLOCKS
+]
 
 
 FULL = 96
@@ -197,7 +201,7 @@ def test_methods_merge_single_layers(base: str, method: str, tmp_path: Path) -> 
         )
         for written in pair
     ]
-    expected = lorarar.merge(*single, method)
+    expected = lorarar.merge(*single, method=method)
     out = tmp_path / "merged.safetensors"
     merge_files(*files, out, method=method)
     found = Adapter.load(out)
@@ -207,6 +211,13 @@ def test_methods_merge_single_layers(base: str, method: str, tmp_path: Path) -> 
     found.save(tmp_path / "diffusers.safetensors")
     updates = {f"transformer.{path}": factors.delta for path, factors in expected.layers.items()}
     assert close(loaded(base, tmp_path / "diffusers.safetensors"), by_hand(base, updates))
+
+
+@pytest.mark.parametrize("method", UNET_BLOCKS)
+def test_blocks_of_a_unet_are_not_looked_for_in_a_transformer(method: str, tmp_path: Path) -> None:
+    files = [put(tmp_path / str(seed), write("diffusers", "flux1", seed)) for seed in (1, 2)]
+    with pytest.raises(UserError, match="adapter has no layer there; name other blocks"):
+        merge_files(*files, tmp_path / "merged.safetensors", method=method)
 
 
 @pytest.mark.parametrize("base", TRANSFORMERS)

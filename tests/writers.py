@@ -505,7 +505,7 @@ def original_names(base: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in in_blocks(base):
         stack, number, end = path.split(".", 2)
-        name = entry.ends[f"single:{end}" if stack.startswith("single") else end]
+        name = entry.ends.get(f"single:{end}" if stack.startswith("single") else end, end)
         found.setdefault(f"{entry.blocks[stack]}.{number}.{name}", []).append(path)
     order = list(dict.fromkeys(end.removeprefix("single:") for end in entry.ends))
     return {name: sorted(paths, key=lambda path: order.index(path.split(".", 2)[2])) for name, paths in found.items()}

@@ -32,11 +32,13 @@ class Checkpoint:
     path : the file.
     every : steps from one state to the next.
     stop : asked after each step; when it says yes the state is kept and the training ends with `Interrupted`.
+    writes : whether to keep the state; of several processes with the same one, one does.
     """
 
     path: Path
     every: int = 100
     stop: Callable[[], bool] = lambda: False
+    writes: bool = True
 
     def resume(self, parameters: list[Tensor], optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> int:
         """Put the state into parameters and optimizer, if there is one; return how many steps it is after.
@@ -70,7 +72,7 @@ class Checkpoint:
     ) -> None:
         """Keep the state if it is time, after so many steps. Raises `Interrupted` if asked to stop."""
         stop = self.stop()
-        if stop or step % self.every == 0:
+        if self.writes and (stop or step % self.every == 0):
             content = BytesIO()
             state = {"step": step, "parameters": parameters, "optimizer": optimizer.state_dict()}
             torch.save({**state, "settings": dict(settings)}, content)

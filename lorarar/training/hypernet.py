@@ -12,6 +12,7 @@ from lorarar.merging import columns
 from lorarar.merging.hypernet import HyperNetwork
 from lorarar.training.loop import minimise
 from lorarar.training.objective import Fidelity, MergingLoss, Orthogonality, merging_loss
+from lorarar.training.processes import ALONE, Processes
 from lorarar.training.references import Entry
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def train(
     clip: float | None = None,
     seed: int = 0,
     gradient_checkpointing: bool = False,
+    processes: Processes = ALONE,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, MergingLoss], None] | None = None,
 ) -> list[dict[str, float]]:
@@ -44,15 +46,18 @@ def train(
     Parameters
     ----------
     contents, styles
-        The training split of the bank. Only items are taken, so a sequence may load them when asked.
+        The training split of the bank. Each step takes one item of each, so a sequence may load them when asked.
     weight
         lambda of Eq. 3.
     batch_size
-        Noisy latents of content, and as many of style, in each step.
+        Noisy latents of content, and as many of style, in each step: of all processes together.
     clip
         Largest gradient norm; the paper names none, the released code has 1.0.
     gradient_checkpointing
         Trade time for memory, as SDXL at 1024 pixels needs.
+    processes
+        Those that share the batch; all of them call this with the same arguments. Any number of them takes the
+        same steps, but for rounding, and a checkpoint is of any number.
     checkpoint
         Keeps the state and continues from it. The result equals an uninterrupted run's, bit for bit: each
         step draws from its own stream, keyed by seed and step.
@@ -67,7 +72,8 @@ def train(
     Raises
     ------
     UserError
-        The loss stopped being a number, or the checkpoint is damaged or comes from other settings.
+        The loss stopped being a number, the processes cannot share the batch equally, or the checkpoint is damaged
+        or comes from other settings.
     """
     settings = {
         "learning_rate": learning_rate,
@@ -81,6 +87,7 @@ def train(
         "pairs": [len(contents), len(styles)],
     }
     network.to(backbone.device)
+    own = processes.share(batch_size)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     history = torch.zeros(steps, len(COLUMNS), dtype=torch.float64)
 
@@ -96,8 +103,8 @@ def train(
             style_lora,
             columns.merge(subject_lora, style_lora, coefficients, default=network.constants),
             coefficients,
-            content.references.draw(backbone, batch_size, random),
-            style.references.draw(backbone, batch_size, random),
+            content.references.draw(backbone, batch_size, random)[own],
+            style.references.draw(backbone, batch_size, random)[own],
             weight=weight,
             fidelity=fidelity,
             orthogonality=orthogonality,
@@ -106,9 +113,11 @@ def train(
             yield terms
 
     def after(step: int, loss: MergingLoss) -> None:
-        history[step] = torch.stack(loss.detach())
+        terms = torch.stack(loss.detach())
+        processes.mean([terms])
+        history[step] = terms
         if progress:
-            progress(step + 1, loss.detach())
+            progress(step + 1, MergingLoss(*terms))
 
     minimise(
         loss_of,
@@ -118,9 +127,10 @@ def train(
         steps=steps,
         seed=seed,
         settings=settings,
-        checkpoint=checkpoint,
+        checkpoint=processes.checkpoint(checkpoint, backbone.device) if checkpoint else None,
         further_state=(history,),
         clip=clip,
+        average=processes.mean,
         after=after,
     )
     network.cpu()

@@ -28,6 +28,7 @@ def minimise(
     checkpoint: Checkpoint | None = None,
     further_state: tuple[Tensor, ...] = (),
     clip: float | None = None,
+    average: Callable[[list[Tensor]], None] | None = None,
     after: Callable[[int, Loss], None] | None = None,
 ) -> None:
     """Take the steps of a training, or those that are left of it.
@@ -45,6 +46,8 @@ def minimise(
         Tensors that the checkpoint keeps with the parameters.
     clip
         Largest norm of the gradient of `parameters`; None is no limit.
+    average
+        Replaces gradients by their means over the processes that share a batch.
     after
         Called with (step, loss) after each step, counted from 0, before the state is kept.
 
@@ -64,6 +67,8 @@ def minimise(
                 raise UserError(f"{name}'s loss is not finite at step {step + 1}; lower its learning rate")
             optimizer.zero_grad()
             total.backward()
+        if average:
+            average([parameter.grad for parameter in parameters if parameter.grad is not None])
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()

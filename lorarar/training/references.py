@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +36,10 @@ class Draw:
     conditioning: Conditioning  # B rows
     target: Tensor  # (B, C, h, w): what a perfect model would predict
 
+    def __getitem__(self, rows: slice) -> Draw:
+        """Some rows."""
+        return Draw(self.latents[rows], self.timesteps[rows], self.conditioning[rows], self.target[rows])
+
 
 @dataclass(frozen=True)
 class References:
@@ -49,6 +54,18 @@ class References:
         if not len(images) or len(images) != len(prompts):
             raise UserError(f"{len(images)} reference pictures with {len(prompts)} prompts: give one prompt to each")
         return cls(backbone.encode_images(images), backbone.encode_prompts(list(prompts)))
+
+    def save(self, path: Path) -> None:
+        """Write to a file for `load`, in this run: it is no format to keep."""
+        torch.save([self.latents, self.conditioning.embeds, self.conditioning.pooled], path)
+
+    @classmethod
+    def load(cls, path: Path, backbone: Backbone) -> References:
+        """Read what `save` wrote, onto the backbone's device."""
+        from lorarar.diffusion.backbone import Conditioning
+
+        latents, *conditioning = torch.load(path, map_location=backbone.device, weights_only=True)
+        return cls(latents, Conditioning(*conditioning))
 
     def draw(self, backbone: Backbone, size: int, random: torch.Generator) -> Draw:
         """`size` pictures, drawn with replacement, at uniform timesteps with Gaussian noise."""

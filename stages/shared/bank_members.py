@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lorarar import pictures
 from lorarar.data.catalog import Style, Subject
@@ -14,7 +16,7 @@ from stages.shared.context import Context
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorarar.training.references import Entry
+    from lorarar.training.references import Entry, References
 
 
 @dataclass(frozen=True)
@@ -32,21 +34,60 @@ class Member:
     images: tuple[str, ...]
     prompt: str
 
+    @property
+    def name(self) -> str:
+        """The name of the subject or the style: that of the folder of its pictures."""
+        return Path(self.images[0]).parent.name
+
     def pixels(self, resolution: int) -> Tensor:
         """Reference pictures, cropped and scaled: (N, 3, H, W) in [-1, 1]."""
         from lorarar.training.references import centre_crop
 
         return pictures.as_tensor([centre_crop(pictures.read(path), resolution) for path in self.images])
 
-    @cache  # noqa: B019  (the tasks of a process share its members)
+    def references(self, model: Model, resolution: int) -> References:
+        """The reference pictures, encoded."""
+        from lorarar.training.references import References
+
+        return References.encode(model.load(), self.pixels(resolution), [self.prompt] * len(self.images))
+
+    @lru_cache(maxsize=16)  # noqa: B019  (the tasks of a process, one after the other, share some members)
     def load(self, model: Model, resolution: int) -> Entry:
-        """The adapter and the encoded pictures, loaded once in each process."""
+        """The adapter and the encoded pictures."""
+        from lorarar.lora.adapter import Adapter
+        from lorarar.training.references import Entry
+
+        assert self.adapter is not None
+        return Entry(Adapter.load(self.adapter), self.references(model, resolution))
+
+
+@dataclass(frozen=True)
+class Streamed(Sequence["Entry"]):
+    """Members that are read when asked for and not kept, so that memory does not grow with their number.
+
+    Attributes
+    ----------
+    folder : where encoded pictures are kept, as encoding takes longer than reading.
+    """
+
+    members: Sequence[Member]
+    model: Model
+    resolution: int
+    folder: Path
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: Any) -> Any:
         from lorarar.lora.adapter import Adapter
         from lorarar.training.references import Entry, References
 
-        assert self.adapter is not None
-        references = References.encode(model.load(), self.pixels(resolution), [self.prompt] * len(self.images))
-        return Entry(Adapter.load(self.adapter), references)
+        member = self.members[index]
+        assert member.adapter is not None
+        file = self.folder / f"{member.name}.pt"
+        if not file.exists():
+            member.references(self.model, self.resolution).save(file)
+        return Entry(Adapter.load(member.adapter), References.load(file, self.model.load()))
 
 
 def bank_member(context: Context, entry: Subject | Style, adapter: bool = True) -> Member:

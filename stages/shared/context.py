@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ from slurm.dry_run import show
 from slurm.local import cores
 from slurm.store import Store
 from slurm.task import WORK, Task, paths_sha256
+from stages.shared import tracking
 from stages.shared.params import Params, load
+
+GPUS = "LORARAR_GPUS"
+"""Tells the task that trains on several GPUs how many its job has: an argument would be part of its key."""
 
 MINIMUM_FREE = 1 << 30
 """Bytes that a stage wants to find free: the whole chain of pocket, its cache included, fills less."""
@@ -193,6 +198,8 @@ class Context:
                 for path in (path for task in group.tasks for path in task.reads):
                     present(path)
         executor = self.params.executor
+        tracking.ask(self.params.tracking)
+        os.environ[GPUS] = str(self.params.jobs["hypernet"].gpus)
         asked = [(self.params.jobs[group.store.root.name], self.workers_of(group.store.root.name)) for group in groups]
         if self.plan:
             for group, (resources, workers) in zip(groups, asked, strict=True):

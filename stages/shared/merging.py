@@ -76,7 +76,8 @@ class SampleMerged:
 def merge_of(context: Context, method: str, pair: Pair) -> Merge:
     """The merge of a pair by a method, as params.yaml says."""
     content, style = (str(context.adapter(member)) for member in pair)
-    trained, loaders = {}, []
+    trained: dict[str, tuple[str, str]] = {}
+    loaders: list[str] = []
     for row in TRAINED.values():
         if row.method == method:
             file = context.artifacts / row.name / f"{pair_name(*pair) if row.per_pair else row.name}.safetensors"

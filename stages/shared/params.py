@@ -31,6 +31,7 @@ from stages.shared.schema import (
     Study,
     Workers,
 )
+from stages.shared.tracking import Tracker, missing
 
 Key = tuple[Any, ...]
 FANNING_OUT = ("bank", *TRAINED_KNOBS, "generate", "judge", "score", "ranking", "quality")
@@ -69,6 +70,7 @@ class Params(Section):
     workers: Workers
     evaluate: Evaluate
     keep_merged: bool = False
+    tracking: tuple[Tracker, ...] = ()
     headline_method: str
     study: Study
     bases: dict[str, Base]
@@ -207,14 +209,18 @@ def _contradictions(params: Params, catalog: Catalog) -> Iterator[tuple[Key, str
         for job in jobs:
             if job not in ("all", *FANNING_OUT):
                 yield ("resources", name, job), _unknown("key here", job, ("all", *FANNING_OUT))
-    gpus, batch = params.jobs["hypernet"].gpus, params.chosen.hypernet.batch_size
+    section = next((name for name in (params.base, params.recipe) if params.resources.get(name)), None)
+    batch, gpus = params.chosen.hypernet.batch_size, params.jobs["hypernet"].gpus if section else 0
     if gpus > 1 and batch % gpus:
         reason = f"{gpus} GPUs cannot share recipes.{params.recipe}.hypernet.batch_size {batch}; make that a multiple"
-        name = params.base if params.base in params.resources else params.recipe
-        yield ("resources", name, "hypernet", "gpus"), reason
+        yield ("resources", section, "hypernet", "gpus"), reason
     for name, recipe in params.recipes.items():
         yield from _recipe(name, recipe, params)
 
+    yield from _names(("tracking",), "tracker", [*params.tracking], get_args(Tracker))
+    for index, tracker in enumerate(params.tracking):
+        if reason := missing(tracker):
+            yield ("tracking", index), reason
     if params.headline_method not in evaluate.methods:
         reason = f"{params.headline_method!r} is not among evaluate.methods; add it there, or name one of them"
         yield ("headline_method",), reason

@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import csv
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from lorarar.lora.adapter import Adapter
 from lorarar.merging import columns
 from lorarar.merging.hypernet import HyperNetwork
 from lorarar.training.checkpoint import Checkpoint
+from lorarar.training.processes import ALONE, Processes
 from slurm.job import asked_to_stop
 from slurm.local import progress_bar
 from slurm.task import state
-from stages.shared.bank_members import Member
+from stages.shared import launch
+from stages.shared.bank_members import Member, Streamed
 from stages.shared.base_model import Setting
 from stages.shared.flops import Counts
 from stages.shared.schema import Merger, Training
+from stages.shared.tracking import of_task, tracked
 
 if TYPE_CHECKING:
+    from lorarar.training.objective import MergingLoss
     from lorarar.training.references import Entry
 
 HISTORY = "history.csv"
@@ -56,6 +62,14 @@ class Fit(ABC):
     def checkpoint(self, folder: Path) -> Checkpoint:
         return Checkpoint(state(folder), stop=asked_to_stop)
 
+    @contextmanager
+    def curve(self, folder: Path) -> Iterator[Callable[[int, MergingLoss | float], None]]:
+        """Takes the loss of each step, for the trackers of params.yaml."""
+        one = len(self.contents) == len(self.styles) == 1
+        name = "+".join(member.name for member in (*self.contents, *self.styles)) if one else ""
+        with tracked(*of_task(folder, name)) as log:
+            yield lambda step, loss: log(step, _terms(loss))
+
     def entries(self, members: Sequence[Member]) -> list[Entry]:
         return [member.load(self.setting.model, self.setting.resolution) for member in members]
 
@@ -64,15 +78,30 @@ class TrainHypernet(Fit):
     """Trains the hypernetwork of LoRA.rar on all pairs of the members (Algorithm 1)."""
 
     def run(self, folder: Path) -> None:
+        number = launch.asked()
+        if number > 1:
+            launch.launch(self, folder, number)
+        else:
+            self.train(folder)
+
+    def train(self, folder: Path, stop: Callable[[], bool] = asked_to_stop, processes: Processes = ALONE) -> None:
+        """Train, as the only process or as one of several; the first one writes."""
+        with TemporaryDirectory(dir=folder) as spool:
+            self._train(folder, Path(spool), Checkpoint(state(folder), stop=stop), processes)
+
+    def _train(self, folder: Path, spool: Path, checkpoint: Checkpoint, processes: Processes) -> None:
         from lorarar.training.hypernet import train
 
-        knobs, banks = dict(self.knobs), [self.entries(members) for members in (self.contents, self.styles)]
+        knobs, setting = dict(self.knobs), (self.setting.model, self.setting.resolution, spool)
+        banks = [Streamed(members, *setting) for members in (self.contents, self.styles)]
         network = {name: knobs.pop(name) for name in ("guided", "constants", "initial", "scale", "context")}
         made = HyperNetwork.for_adapter(banks[0][0].adapter, seed=self.seed, **network)
-        with progress_bar(knobs["steps"], "hypernet", "step", leave=False) as bar:
+        bar = progress_bar(knobs["steps"], "hypernet", "step", leave=False, disable=not processes.main)
+        with bar as shown, self.curve(folder) as log:
 
-            def show(step: int, _: Any) -> None:
-                bar.update(step - bar.n)
+            def show(step: int, loss: MergingLoss) -> None:
+                shown.update(step - shown.n)
+                log(step, loss)
 
             history = train(
                 made,
@@ -81,11 +110,13 @@ class TrainHypernet(Fit):
                 **knobs,
                 gradient_checkpointing=self.setting.gradient_checkpointing,
                 seed=self.seed,
-                checkpoint=self.checkpoint(folder),
+                processes=processes,
+                checkpoint=checkpoint,
                 progress=show,
             )
-        made.save(folder / "hypernet.safetensors")
-        write_history(folder / HISTORY, history)
+        if processes.main:
+            made.save(folder / "hypernet.safetensors")
+            write_history(folder / HISTORY, history)
 
 
 class FitZipLoRA(Fit):
@@ -95,17 +126,19 @@ class FitZipLoRA(Fit):
         from lorarar.training.ziplora import optimise
 
         (content,), (style,) = (self.entries(members) for members in (self.contents, self.styles))
-        coefficients = optimise(
-            self.setting.model.load(),
-            content.adapter,
-            style.adapter,
-            content.references,
-            style.references,
-            **self.knobs,
-            gradient_checkpointing=self.setting.gradient_checkpointing,
-            seed=self.seed,
-            checkpoint=self.checkpoint(folder),
-        )
+        with self.curve(folder) as log:
+            coefficients = optimise(
+                self.setting.model.load(),
+                content.adapter,
+                style.adapter,
+                content.references,
+                style.references,
+                **self.knobs,
+                gradient_checkpointing=self.setting.gradient_checkpointing,
+                seed=self.seed,
+                checkpoint=self.checkpoint(folder),
+                progress=log,
+            )
         columns.save(folder / "coefficients.safetensors", coefficients, {"method": "ziplora"})
 
 
@@ -118,17 +151,23 @@ class TrainJoint(Fit):
         concepts: list[Any] = []
         for member in (*self.contents, *self.styles):
             concepts += [member.pixels(self.setting.resolution), [member.prompt] * len(member.images)]
-        adapter = train(
-            self.setting.model.load(),
-            *concepts,
-            **self.knobs,
-            rank=self.setting.rank,
-            gradient_checkpointing=self.setting.gradient_checkpointing,
-            eight_bit_adam=self.setting.eight_bit_adam,
-            seed=self.seed,
-            checkpoint=self.checkpoint(folder),
-        )
+        with self.curve(folder) as log:
+            adapter = train(
+                self.setting.model.load(),
+                *concepts,
+                **self.knobs,
+                rank=self.setting.rank,
+                gradient_checkpointing=self.setting.gradient_checkpointing,
+                eight_bit_adam=self.setting.eight_bit_adam,
+                seed=self.seed,
+                checkpoint=self.checkpoint(folder),
+                progress=log,
+            )
         adapter.save(folder / "adapter.safetensors")
+
+
+def _terms(loss: MergingLoss | float) -> dict[str, float]:
+    return {"loss": loss} if isinstance(loss, float) else {name: float(term) for name, term in loss._asdict().items()}
 
 
 def write_history(path: Path, history: Sequence[dict[str, float]]) -> None:

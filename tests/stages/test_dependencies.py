@@ -15,7 +15,8 @@ from stages.shared.context import Context, code_of
 ROOT = Path(__file__).parents[2]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 FRAME = ("slurm/", "stages/__init__.py", "stages/shared/__init__.py", "lorarar/__init__.py", "lorarar/version.py")
-FRAME += tuple(f"stages/shared/{name}.py" for name in ("entry_point", "params", "schema", "preflight", "integrity"))
+FRAME += tuple(f"stages/shared/{name}.py" for name in ("entry_point", "params", "schema"))
+FRAME += tuple(f"stages/shared/{name}.py" for name in ("preflight", "integrity", "tracking"))
 """Code that decides whether and where a task runs, and not what it writes: it is in no stage's dependencies."""
 
 
