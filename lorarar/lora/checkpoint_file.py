@@ -202,8 +202,9 @@ def _stacks(keys: Mapping[str, Stored]) -> dict[str, dict[str, int]]:
         exact = [shape == (sum(base.shapes[p][0] for p in paths), base.shapes[paths[0]][1]) for shape, paths in known]
         return len(known), sum(exact)
 
-    # Layers with the same name in both are listed under it; a base without original names has diffusers' only.
-    names = {base: base.names[""] | base.names.get("original", {}) for base in bases()}
+    # Bases without original names compete too: some of diffusers' names are another base's original ones.
+    transformers = [base for base in bases() if base.component == "transformer"]
+    names = {base: base.names[""] | base.names.get("original", {}) for base in transformers}
     best = max(names, key=fit)
     if not any(name in names[best] and name not in best.names[""] for name in shapes):
         return {}
