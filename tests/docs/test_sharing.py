@@ -30,7 +30,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tested() -> list[re.Match[str]]:
+def shown() -> list[re.Match[str]]:
     """Blocks of the page whose commands need only what is here; the last wants a stage that another clone has run."""
     return [block for block in blocks(PAGE) if not block["reason"]]
 
@@ -45,7 +45,7 @@ def test_clones_of_a_group_share_one_cache_also_at_the_same_time(first: Path) ->
     for clone in (second, third):
         git(first.parent, "clone", "--quiet", str(first), str(clone))
     for clone in (first, second, third):
-        for command in (command for block in tested()[:-1] for command in commands(block)):
+        for command in (command for block in shown()[:-1] for command in commands(block)):
             run(command, clone)
     running = [start(first), start(second)]
     for process in running:
@@ -53,7 +53,7 @@ def test_clones_of_a_group_share_one_cache_also_at_the_same_time(first: Path) ->
         assert process.returncode == 0, said
     made = content(first, "artifacts/pocket/images/**/*")
     assert made and content(second, "artifacts/pocket/images/**/*") == made
-    for command in commands(tested()[-1]):
+    for command in commands(shown()[-1]):
         run(command, third)
     assert content(third, "artifacts/pocket/images/**/*") == made
     assert not (third / ".dvc/cache").exists()
