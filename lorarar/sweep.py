@@ -53,6 +53,7 @@ class Axis:
         kind, _, name = setting.partition(".")
         if not values or not (setting == "method" or (kind in ("weights", "options") and name)):
             raise UserError(f"--over {text}: write method=A,B or weights.NAME=0.4:1.2:0.2 or options.NAME=0.3,0.5")
+        found: tuple[Any, ...]
         if kind != "method" and values.count(":") == 2 and "," not in values:
             found: tuple[Any, ...] = _range(values, text)
         else:
