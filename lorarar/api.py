@@ -341,7 +341,8 @@ def _read(*given: Adapter | Path | str, check: bool = False) -> list[Adapter]:
 
 def _method(name: str | None, options: Mapping[str, Any]) -> Method:
     """The method's row, if it has these options; that of `default_method` for None."""
-    name, known = name or default_method(options), methods()
+    known = methods()
+    name = name or default_method(options)
     if name not in known:
         raise UserError(f"method {name}: unknown; choose one of {', '.join(known)}")
     method = known[name]

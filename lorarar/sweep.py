@@ -53,6 +53,7 @@ class Axis:
         kind, _, name = setting.partition(".")
         if not values or not (setting == "method" or (kind in ("weights", "options") and name)):
             raise UserError(f"--over {text}: write method=A,B or weights.NAME=0.4:1.2:0.2 or options.NAME=0.3,0.5")
+        found: tuple[Any, ...]
         if kind != "method" and values.count(":") == 2 and "," not in values:
             found = _range(values, text)
         else:
@@ -210,8 +211,9 @@ class Drawing:
             path = folder / point.name
             known = methods()[point.recipe.method or api.default_method(point.recipe.options)]
             merged = (Schedule if known.schedule else Adapter).load(path)
-            settings = {"seeds": [self.seed], "steps": self.steps, "guidance": self.guidance}
-            (drawn[tuple(point.settings.values())],) = generate(backbone, merged, self.prompt, **settings)
+            (drawn[tuple(point.settings.values())],) = generate(
+                backbone, merged, self.prompt, seeds=[self.seed], steps=self.steps, guidance=self.guidance
+            )
         first, *others = axes
         rows = [
             (

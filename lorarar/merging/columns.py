@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,7 +131,7 @@ def concatenate(
     return merged
 
 
-def aligned(*adapters: Adapter) -> Iterator[tuple[str, *tuple[Factors, ...]]]:
+def aligned(*adapters: Adapter) -> Iterator[tuple[Any, ...]]:
     """Each of the `matrices` that any adapter has: its name, and its factors in each, of rank 0 where one has none.
 
     Raises

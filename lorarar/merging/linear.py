@@ -62,7 +62,7 @@ def balanced(
     require("per", per, lambda name: name in ("total", "layer"), "total or layer")
     scales = weights_of(weights, len(adapters))
     layers = {path: parts for path, *parts in columns.aligned(*adapters)}
-    found = map_layers(lambda *parts: [part.norm for part in parts], layers.values())
+    found = map_layers(lambda *parts: [part.norm for part in parts], map(tuple, layers.values()))
     if per == "total":
         found = [[hypot(*norms) for norms in zip(*found, strict=True)]] * len(found)
     coefficients = {
