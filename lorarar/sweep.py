@@ -55,7 +55,7 @@ class Axis:
             raise UserError(f"--over {text}: write method=A,B or weights.NAME=0.4:1.2:0.2 or options.NAME=0.3,0.5")
         found: tuple[Any, ...]
         if kind != "method" and values.count(":") == 2 and "," not in values:
-            found: tuple[Any, ...] = _range(values, text)
+            found = _range(values, text)
         else:
             found = tuple(value if kind == "method" else literal(value) for value in values.split(","))
         if any(value == "" or found.count(value) > 1 for value in found):
