@@ -123,7 +123,7 @@ def claim(splits: Sequence[Evidence]) -> Panel:
                 f"Split {one.split}, {one.n} for each method, compared on the same pairs. Confirmed: the interval lies "
                 "above 0; refuted: below; open: it holds 0, or the competitor was not evaluated.",
             ),
-            *one.shown("claim", "differences"),
+            *one.shown("claim", "differences", "power"),
         ]
     return Panel("claim", "The claim under test", blocks)
 

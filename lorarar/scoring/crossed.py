@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan, sqrt
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,50 @@ def difference(first: ByPair, second: ByPair) -> Estimate:
     (ours, residuals), (theirs, others) = _residuals(first), _residuals({pair: second[pair] for pair in first})
     (least, most), (low, high) = _extremes(first), _extremes(second)
     return _estimate(ours - theirs, first, residuals - others, least - high, most - low)
+
+
+class Components(NamedTuple):
+    """Variance of one image's value, by what it comes from; an estimate below 0 stands for 0."""
+
+    subject: float
+    style: float
+    pair: float  # beyond its subject's and its style's
+    image: float
+
+    def variance(self, subjects: int, styles: int, pairs: int, images: int) -> float:
+        """Variance of the mean over so many subjects, styles and pairs, with so many images of each pair."""
+        least = [max(part, 0.0) for part in self]
+        counts = (subjects, styles, pairs, pairs * images)
+        return sum(part / count for part, count in zip(least, counts, strict=True))
+
+
+def components(values: ByPair) -> Components:
+    """Where the variance of one image's value comes from, without bias for any choice of pairs.
+
+    Half the mean squared difference of two values estimates their variance apart from what they share: within a pair
+    that of images alone, within a subject all but the subject's, and so on.
+    """
+    sums = np.array([np.sum(np.asarray(of, dtype=np.float64)) for of in values.values()])
+    squares = np.array([np.sum(np.asarray(of, dtype=np.float64) ** 2) for of in values.values()])
+    counts = np.array([len(of) for of in values.values()], dtype=np.float64)
+
+    def half(groups: npt.NDArray[np.int64]) -> tuple[float, float]:
+        """Half the sum of squared differences of all ordered twos in the same group, and their number."""
+        n, total, square = (np.bincount(groups, of) for of in (counts, sums, squares))
+        return float((n * square - total**2).sum()), float((n**2 - n).sum())
+
+    subjects, styles = (np.unique(names, return_inverse=True)[1] for names in zip(*values, strict=True))
+    cell, one, other, every = map(half, (np.arange(len(sums)), subjects, styles, np.zeros(len(sums), np.int64)))
+
+    def mean_of(*parts: tuple[float, tuple[float, float]]) -> float:
+        amount, number = (sum(sign * part[k] for sign, part in parts) for k in (0, 1))
+        return amount / number if number > 0 else nan
+
+    image = mean_of((1, cell))
+    same_subject, same_style = mean_of((1, one), (-1, cell)), mean_of((1, other), (-1, cell))
+    apart = mean_of((1, every), (-1, one), (-1, other), (1, cell))
+    subject, style = apart - same_subject, apart - same_style
+    return Components(subject, style, apart - subject - style - image, image)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

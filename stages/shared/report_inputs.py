@@ -21,7 +21,7 @@ from lorarar.data.catalog import Split, Style, Subject, pair_name
 from lorarar.errors import UserError
 from lorarar.lora.adapter import Adapter
 from lorarar.merging.registry import METHODS
-from lorarar.report import claims, coefficients, failures, footprint, panels, ranking, tables, trust
+from lorarar.report import claims, coefficients, failures, footprint, panels, power, ranking, tables, trust
 from lorarar.scoring import crossed
 from lorarar.scoring.judges import Kind
 from lorarar.scoring.score_table import ByPair, Row, by_pair, read
@@ -118,6 +118,7 @@ class ReportInputs:
             "mars2": tables.mars2_table(metrics, mars2, split, self.judge, provenance, best),
             "similarity": tables.similarity_table(metrics, similarity, split, self.judge, provenance),
             "differences": tables.differences_table(right, metrics, split, provenance),
+            **({"power": power.table(compared, split, provenance)} if len(compared) > 1 else {}),
             "mars2-by-subject": tables.breakdown_table(right, "subject", subjects, split, provenance),
             "mars2-by-style": tables.breakdown_table(right, "style", styles, split, provenance),
             "claim": claims.table(found, split, provenance),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from lorarar.merging.hypernet import HyperNetwork
-from lorarar.report import claims, coefficients, failures, footprint, trust
+from lorarar.report import claims, coefficients, failures, footprint, power, trust
 from lorarar.report.tables import Provenance
 from lorarar.scoring.score_table import Row, by_pair
 from lorarar.scoring.statistics import Interval
@@ -159,3 +160,19 @@ def test_two_opinions_stand_side_by_side() -> None:
     recognised = {"direct-test": {"both": 0.8, "subject": 0.9, "style": 0.85, "n_images": 250}}
     table = trust.opinions_table({"direct": figures, "ties": figures}, recognised, "test", PROVENANCE)
     assert table.rows == [["Direct merge", *["0.20 [0.10, 0.30]"] * 3, "0.80", "0.90", "0.85", "250"]]
+
+
+def test_power_tells_where_variance_comes_from_and_what_can_be_seen() -> None:
+    random = np.random.default_rng(0)
+    pairs = [(f"s{i}", f"t{j}") for i in range(8) for j in range(8)]
+    easy = {pair: random.random() for pair in pairs}
+    found = {
+        name: {pair: (random.random(4) < share * easy[pair]).tolist() for pair in pairs}
+        for name, share in {"direct": 1.0, "ties": 0.6}.items()
+    }
+    text = str(power.table(found, "test", PROVENANCE))
+    of_pairs = [float(row.split(" | ")[3]) for row in text.splitlines() if row.startswith(("| Direct", "| TIES"))]
+    assert len(of_pairs) == 2 and all(share > 0.1 for share in of_pairs)
+    least = [float(number) for number in re.findall(r"(\d\.\d\d) with", text)]
+    assert least == sorted(least, reverse=True) and len(least) == len(power.SIZES)
+    assert "with 25 (5 x 5)" in text and "with 800 (80 x 80)" in text

@@ -105,3 +105,31 @@ def test_the_best_set_holds_the_best_and_what_is_not_known_to_be_worse():
     of = {name: {p: (random.random(20) < share).tolist() for p in PAIRS} for name, share in
           {"good": 0.6, "alike": 0.59, "bad": 0.2}.items()}  # fmt: skip
     assert crossed.best_set(of) == ["good", "alike"]
+
+
+@pytest.mark.parametrize("pairs", [400, 200])
+def test_components_are_found_whatever_pairs_are_chosen(pairs):
+    sizes, found = (0.5, 0.8, 0.3, 0.7), []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        a, b = random.standard_normal((2, 20)) * np.array(sizes[:2])[:, None]
+        grid = [(i, (i + step) % 20) for i in range(20) for step in range(pairs // 20)]
+        centre = [a[i] + b[j] + random.standard_normal() * sizes[2] for i, j in grid]
+        values = {(f"{i}", f"{j}"): (c + random.standard_normal(4) * sizes[3]).tolist()
+                  for (i, j), c in zip(grid, centre, strict=True)}  # fmt: skip
+        found.append(crossed.components(values))
+    assert np.mean(found, axis=0) == pytest.approx(np.square(sizes), rel=0.12)
+
+
+def test_components_of_a_grid_are_those_of_the_analysis_of_variance():
+    flat = np.random.default_rng(0).random((5, 5, 3)) + np.arange(5)[:, None, None]
+    got = crossed.components({pair: row.tolist() for pair, row in zip(PAIRS, flat.reshape(25, 3), strict=True)})
+    means, rows, columns = flat.mean(2), flat.mean((1, 2)), flat.mean((0, 2))
+    image = ((flat - means[..., None]) ** 2).sum() / (25 * 2)
+    between = 3 * ((means - rows[:, None] - columns + flat.mean()) ** 2).sum() / 16
+    of_rows, of_columns = (15 * ((of - flat.mean()) ** 2).sum() / 4 for of in (rows, columns))
+    expected = ((of_rows - between) / 15, (of_columns - between) / 15, (between - image) / 3, image)
+    assert got == pytest.approx(expected)
+    assert got.variance(5, 5, 25, 3) == pytest.approx(
+        got.subject / 5 + max(got.style, 0) / 5 + max(got.pair, 0) / 25 + image / 75
+    )
