@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -83,14 +83,9 @@ def merge_of(context: Context, method: str, pair: Pair) -> Merge:
             file = context.artifacts / row.name / f"{pair_name(*pair) if row.per_pair else row.name}.safetensors"
             trained[row.option] = (f"{row.load.__module__}:{row.load.__qualname__}", str(file))
             loaders.append(row.load.__module__)
-    function: Any = METHODS[method].merge
-    given: tuple[Any, ...] = ()
-    while isinstance(function, partial):
-        function, given = function.func, (*function.args, *function.keywords.items(), *given)
-    name = getattr(function, "__qualname__", None) or repr(function)  # an instance tells its fields
-    options, called = context.knobs.merge.get(method, {}), f"{function.__module__}:{name}{given or ''}"
-    code = _code(function.__module__, *loaders)
-    return Merge(method, pair_name(*pair), content, style, options, trained, called, code)
+    function, options = METHODS[method].function, context.knobs.merge.get(method, {})
+    code = _code(function.partition(":")[0], *loaders)
+    return Merge(method, pair_name(*pair), content, style, options, trained, function, code)
 
 
 @cache

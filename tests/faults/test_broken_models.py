@@ -72,10 +72,11 @@ def test_an_adapter_that_holds_no_numbers_is_not_sampled(
         artifacts=Path("artifacts"),
         work=Path(".work/pocket"),
         catalog=catalog,
-        params=SimpleNamespace(evaluate=SimpleNamespace(methods=["direct"], splits=["test"])),
+        params=SimpleNamespace(keep_merged=True, evaluate=SimpleNamespace(methods=["direct"], splits=["test"])),
         knobs=SimpleNamespace(merge={}),
         methods=["direct"],
         pairs=lambda split: [pair],
+        evaluated=[pair],
         adapter=lambda entry: Path(f"{entry.name}.safetensors"),
     )
     with pytest.raises(UserError, match=r"direct of dog8\+glowing: layer .* holds NaN or infinity"):

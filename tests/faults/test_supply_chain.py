@@ -22,11 +22,13 @@ def test_every_package_has_one_version_and_the_checksums_of_its_files() -> None:
 
 
 def test_pip_is_told_to_look_at_them() -> None:
-    installs = [line for line in (ROOT / "Makefile").read_text().splitlines() if "pip install" in line]
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    own, *installs = [line for line in lines if "pip install" in line or "$(PIP)" in line]
+    assert own.startswith("PIP = ") and own.endswith("--no-deps")
     assert len(installs) == 3
-    assert "--require-hashes -r requirements.lock" in installs[0]
-    assert "--no-deps --no-build-isolation -e ." in installs[1], "nothing but this repository"
-    assert "--require-hashes -r $<" in installs[2], "of docs/requirements.txt"
+    assert "$(PIP) --require-hashes -r requirements.lock" in installs[0]
+    assert "$(PIP) --quiet --no-build-isolation -e ." in installs[1], "nothing but this repository"
+    assert "--no-deps --require-hashes -r $<" in installs[2], "of docs/requirements.txt"
 
 
 def test_every_package_has_a_licence_in_the_list() -> None:

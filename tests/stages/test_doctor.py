@@ -158,4 +158,4 @@ def test_away_from_the_repository_the_installation_is_checked(
     assert caught.value.code == 0
     first, *extras = capsys.readouterr().out.splitlines()
     assert first.startswith("lorarar ") and "torch" in first
-    assert len(extras) == 6 and all(line.endswith("installed") or "pip install 'lorarar[" in line for line in extras)
+    assert len(extras) == 7 and all(line.endswith("installed") or "pip install 'lorarar[" in line for line in extras)

@@ -49,7 +49,7 @@ def test_every_output_is_there(finished: Path) -> None:
     assert 0 <= judge["style_clip_i_auc_ci_low"] <= judge["style_clip_i_auc"] <= judge["style_clip_i_auc_ci_high"] <= 1
     assert (results / "plots/hypernet.csv").read_text().startswith("step,loss,content,style,orthogonality\n1,")
     table = (results / "tables/mars2-test.md").read_text(encoding="utf-8")
-    assert "| LoRA.rar |" in table and "| 0.71 | 1.00 |" in table and "compare the ranking" in table
+    assert "| LoRA.rar * |" in table and "| 0.71 | 1.00 |" in table and "compare the ranking" in table
     assert "| LoRA.rar |" in (results / "tables/differences-test.md").read_text(encoding="utf-8")
     for kind in ("subject", "style"):
         assert "(n = 2) |" in (results / f"tables/mars2-by-{kind}-test.md").read_text(encoding="utf-8")

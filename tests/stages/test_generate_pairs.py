@@ -28,7 +28,7 @@ def test_truth_is_the_rendering_with_and_without_the_vae(tmp_path: Path, monkeyp
     monkeypatch.setattr(Model, "load", lambda _: Darkening())
     seeds, found = [3, 4], {}
     for vae in (False, True):
-        DrawTruth(Model(""), "dog8", "glowing", seeds, vae).run(tmp_path / str(vae))
+        DrawTruth(Model(""), "dog8", "glowing", seeds, vae, "paper").run(tmp_path / str(vae))
         found[vae] = np.stack(pictures.read_all(tmp_path / str(vae)))
     world = World.load()
     assert np.array_equal(found[False], np.stack([world.truth("dog8", "glowing", seed) for seed in seeds]))
