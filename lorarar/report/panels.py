@@ -95,8 +95,8 @@ def results(splits: Sequence[Evidence]) -> Panel:
                 charts.methods(one.metrics, one.paper),
                 f"MARS² average and best of {len(names)} methods on the split {one.split}.{says} "
                 "The table below has all values.",
-                f"Split {one.split}: {one.n} for each method; intervals of 95% resample pairs. Filled: here; hollow: "
-                f"published. Numbers: [metrics/](metrics) and the table below.",
+                f"Split {one.split}: {one.n} for each method; intervals of 95% over subjects and styles. Filled: here; "
+                f"hollow: published. Numbers: [metrics/](metrics) and the table below.",
             ),
             *one.shown("mars2"),
         ]
@@ -120,8 +120,8 @@ def claim(splits: Sequence[Evidence]) -> Panel:
                 f"Differences of MARS² average between LoRA.rar and each competitor on the split {one.split}: "
                 + "; ".join(f"{title(found.competitor)} {found.verdict}" for found in one.claims)
                 + ".",
-                f"Split {one.split}, {one.n} for each method, compared on the same pairs. Confirmed: the interval lies "
-                "above 0; refuted: below; open: it holds 0, or the competitor was not evaluated.",
+                f"Split {one.split}, {one.n} for each method, compared on the same pairs. Confirmed: above 0, with a p-value "
+                "below .05 after Holm's correction; refuted: below 0 likewise; open: neither, or not evaluated.",
             ),
             *one.shown("claim", "differences", "power"),
         ]
