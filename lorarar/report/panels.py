@@ -120,8 +120,8 @@ def claim(splits: Sequence[Evidence]) -> Panel:
                 f"Differences of MARS² average between LoRA.rar and each competitor on the split {one.split}: "
                 + "; ".join(f"{title(found.competitor)} {found.verdict}" for found in one.claims)
                 + ".",
-                f"Split {one.split}, {one.n} for each method, compared on the same pairs. Confirmed: above 0, with a p-value "
-                "below .05 after Holm's correction; refuted: below 0 likewise; open: neither, or not evaluated.",
+                f"Split {one.split}, {one.n} for each method, compared on the same pairs. Confirmed: above 0, with a "
+                "p-value below .05 after Holm's correction; refuted: below 0 likewise; open: neither, or not evaluated.",
             ),
             *one.shown("claim", "differences", "power"),
         ]
