@@ -121,7 +121,7 @@ def claim(splits: Sequence[Evidence]) -> Panel:
                 + "; ".join(f"{title(found.competitor)} {found.verdict}" for found in one.claims)
                 + ".",
                 f"Split {one.split}, {one.n} for each method, compared on the same pairs. Confirmed: above 0, with a "
-                "p-value below .05 after Holm's correction; refuted: below 0 likewise; open: neither, or not evaluated.",
+                "p-value below .05 after Holm's correction; refuted: below 0 likewise; open: neither, or no score.",
             ),
             *one.shown("claim", "differences", "power"),
         ]
