@@ -22,8 +22,10 @@ OTHERS = 4  # further nouns on which each style is tried
 
 def main(context: Context) -> None:
     """Sample the prompts of the checks, recognise them and the images of all methods."""
-    if not context.drawn:
+    if not context.drawn or context.drawn_scheme != "paper":
         reason = f"no recogniser exists for {context.base}'s photographs"
+        if context.drawn:
+            reason = f"no recogniser knows the subjects and styles of the scheme {context.drawn_scheme}"
         print(f"quality: {reason}")
         write_json(context.results / "quality.json", {"not_known": reason, "pairs": {}})
         return
