@@ -42,7 +42,8 @@ class ReportInputs:
         self.context = context
         results = context.results
         self.judge = _json(results / "judge.json")
-        self.quality = _json(results / "quality.json") if context.drawn else {}
+        known = context.drawn and context.drawn_scheme == "paper"  # to the recogniser
+        self.quality = _json(results / "quality.json") if known else {}
         self.views = _json(results / "ranking.json")
         self.study = {path.parent.name: _json(path) for path in sorted((results / "study").glob("*/results.json"))}
         self.curve = _columns(results / "plots" / "hypernet.csv")
