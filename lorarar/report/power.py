@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
-from math import sqrt
+from math import isnan, sqrt
 from statistics import median
 
 from lorarar.report.tables import Provenance, Right, Table
@@ -21,10 +21,10 @@ def table(right: Mapping[str, Right], split: str, provenance: Provenance) -> Tab
     """Components of each method's MARS² average, and the smallest differences that can be seen; for several methods."""
     rows = [[title(method), *_shares(components(values))] for method, values in right.items()]
     differences = [components(_less(first, second)) for first, second in combinations(right.values(), 2)]
-    typical = Components(*(median(max(of, 0.0) for of in part) for part in zip(*differences, strict=True)))
+    typical = Components(*(median(_least(of) for of in part) for part in zip(*differences, strict=True)))
     images = median(len(values) for values in next(iter(right.values())).values())
-    seen = []
-    for size in SIZES:
+    seen: list[str] = []
+    for size in SIZES if not any(map(isnan, typical)) else []:
         pairs = size * min(size, STYLES)
         least = SURE * sqrt(typical.variance(size, size, pairs, int(images)))
         seen.append(f"{least:.2f} with {pairs} ({size} x {size})")
@@ -34,7 +34,8 @@ def table(right: Mapping[str, Right], split: str, provenance: Provenance) -> Tab
         "pair beyond both, the image. The last row is of the difference of two methods on the same images, the median "
         "over all twos; what is hard for both cancels.",
         "The smallest difference of MARS² average that is seen in 80% of cases, at 5% and without correction, by the "
-        f"number of pairs (subjects x styles), with {images:.0f} images of each: {'; '.join(seen)}.",
+        f"number of pairs (subjects x styles), with {images:.0f} images of each: "
+        f"{'; '.join(seen) or 'not known, as too few pairs share a subject or a style'}.",
         "Estimates from 5 subjects and 5 styles are rough." if len(next(iter(right.values()))) <= 25 else "",
     ]
     header = ["", "subject", "style", "pair", "image"]
@@ -50,4 +51,9 @@ def _less(first: Right, second: Right) -> dict[tuple[str, str], list[float]]:
 
 
 def _shares(found: Components) -> list[str]:
-    return [f"{sqrt(max(part, 0.0)):.2f}" for part in found]
+    return ["–" if isnan(part) else f"{sqrt(_least(part)):.2f}" for part in found]
+
+
+def _least(variance: float) -> float:
+    """An estimate below 0 stands for 0; one that is not known stays so."""
+    return variance if isnan(variance) else max(variance, 0.0)

@@ -176,3 +176,6 @@ def test_power_tells_where_variance_comes_from_and_what_can_be_seen() -> None:
     least = [float(number) for number in re.findall(r"(\d\.\d\d) with", text)]
     assert least == sorted(least, reverse=True) and len(least) == len(power.SIZES)
     assert "with 25 (5 x 5)" in text and "with 800 (80 x 80)" in text
+    alone = {name: {pairs[0]: of[pairs[0]]} for name, of in found.items()}
+    text = str(power.table(alone, "test", PROVENANCE))
+    assert "not known, as too few pairs share" in text and "nan" not in text
