@@ -172,7 +172,7 @@ def _chart(path: Path, experiment: Experiment, key: str, rows: Rows) -> None:
         axes.set_xticks(x, [setting.label for setting, _ in rows], rotation=30, ha="right")
     elif max(places) > 20 * (least := min(place for place in places if place > 0)):
         axes.set_xscale("symlog", linthresh=least) if min(places) == 0 else axes.set_xscale("log")
-    axes.set(xlabel=key, ylabel="MARS² average, 95% over pairs", ylim=(0, 1), title=experiment.question)
+    axes.set(xlabel=key, ylabel="MARS² average, 95% over subjects and styles", ylim=(0, 1), title=experiment.question)
     axes.legend(loc="best")
     axes.grid(alpha=0.3)
     FigureCanvasAgg(figure)

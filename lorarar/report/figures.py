@@ -60,7 +60,7 @@ def chart(path: Path, metrics: Mapping[str, Figures], heading: str) -> None:
     axes.invert_yaxis()
     axes.set(
         xlim=(0, 1.02),
-        xlabel=f"MARS², 95% intervals over pairs; {', '.join(sorted(pairs))} each",
+        xlabel=f"MARS², 95% intervals over subjects and styles; {', '.join(sorted(pairs))} each",
         title=heading,
     )
     axes.legend(loc="best")
