@@ -63,7 +63,7 @@ def _panel(experiment: Experiment, rows: Sequence[Row]) -> page.Panel:
     setting = rows[0]["setting"]
     commits = ", ".join(sorted({f"`{row['commit']}`" for row in rows}))
     missing = sorted({setting.label for setting in experiment.settings} - {row["setting"] for row in rows})
-    notes = [f"Made by `python -m experiments {experiment.name}` at commit {commits}; 95% intervals over subjects and styles."]
+    notes = [f"Made by `python -m experiments {experiment.name}` at commit {commits}; 95% intervals over pairs."]
     notes += [f"Setting: {setting}."] if one else []
     notes += [f"Each of {rows[0]['n_images']} images of {rows[0]['n_pairs']} pairs of {rows[0]['split']}."] * same
     notes += [f"Changes are against *{setting}*, on the same pairs and seeds of images."] * any(changes)
