@@ -190,7 +190,7 @@ def create_app(
     async def combine(token: str, wanted: Wanted) -> dict[str, Any]:
         session = sessions[token]
         pair = session.pair()
-        # Of peft's layout, which is two files, nobody can download one.
+        # peft's layout is two files, and a download is one.
         two = formats.sidecars("merged", session.shown["content"]["format"])
         asked = wanted.format or ("diffusers" if two else None)
         schedule = methods()[wanted.method].schedule if wanted.method in methods() else False
@@ -336,7 +336,7 @@ def _take(session: Session, side: Side, file: Path) -> dict[str, Any]:
 
 
 def _compared(pair: tuple[Path, Path]) -> dict[str, Any]:
-    """Whether two files fit, in figures."""
+    """Figures that tell whether two files fit."""
     adapters = [Adapter.load(file) for file in pair]
     base_models.same(*(adapter.layers for adapter in adapters), names=[file.name for file in pair])
     found = compare(*adapters)

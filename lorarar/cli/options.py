@@ -94,7 +94,7 @@ def reading(rank: int | None, energy: float | None, base: str | None) -> Reading
 
 
 def notes_on(adapters: Iterable[Adapter], given: Reading) -> list[str]:
-    """What was read of other kinds than LoRA, for the user."""
+    """A note for the user on updates of other kinds than LoRA."""
     from lorarar.lora.lycoris import unused
 
     return [adapter.note for adapter in adapters if adapter.note] or unused(given)

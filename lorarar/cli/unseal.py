@@ -19,7 +19,7 @@ def run(
     ],
     root: Annotated[Path, typer.Option(help="The repository.")] = Path(),
 ) -> None:
-    """Draw the sealed test part of the wide world: nobody could tune a method to it."""
+    """Draw the sealed test part of the wide world, to which no method can have been tuned."""
     from lorarar.pocket.world import wide
 
     if not re.fullmatch(r"[0-9a-f]{64}", value.lower()):
